@@ -1,0 +1,1 @@
+"""onbrand: fine-tune Stable Diffusion on a product catalogue and keep the catalogue's look."""

@@ -1,0 +1,121 @@
+"""Builds the tiny base from nothing: `python -m onbrand.assets.build --work WORK --out FOLDER`.
+
+Draws the studio, trains the autoencoder, encodes the wild look, trains text encoder and UNet. Every stage keeps
+its result in WORK and is skipped, or resumed from its newest checkpoint, when the command is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from ..data.studio import Shot
+from . import base as base_stage
+from . import vae as vae_stage
+from .pictures import drawn_once
+from .tokenizer import build_tokenizer
+
+SEED, WILD, ON_BRAND = 1, 60_000, 4_000
+
+
+def build(
+    work: Annotated[Path, typer.Option(help="Keeps pictures, checkpoints and loss curves")],
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write")],
+    vae_steps: int = vae_stage.STEPS,
+    base_steps: int = base_stage.STEPS,
+    pictures: int = WILD,
+) -> None:
+    """Trains the tiny base and writes it, weights in float16, with its loss curves and sample sheet."""
+    work.mkdir(parents=True, exist_ok=True)
+    wild, captions = drawn_once([Shot("wild", 64, SEED, i) for i in range(pictures)], file=work / "wild.npy")
+    white, _ = drawn_once([Shot("on-brand", 64, SEED, i) for i in range(ON_BRAND)], file=work / "white.npy")
+    vae = _vae(wild, white, work=work, steps=vae_steps)
+    latents = _latents(vae, wild, work=work)
+    tokenizer = build_tokenizer(work / "tokenizer")
+    unet, text_encoder = _timed(
+        work, "base", lambda: base_stage.train_base(latents, captions, tokenizer, work=work, steps=base_steps)
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=base_stage.tiny_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    beside = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(beside)
+    _keep_history(work, beside, white_mean=_white_mean(vae.float(), white))
+    shutil.rmtree(out, ignore_errors=True)
+    beside.rename(out)
+
+
+def _vae(wild: np.ndarray, white: np.ndarray, *, work: Path, steps: int) -> AutoencoderKL:
+    """The trained autoencoder; it sees both looks, as a general-purpose one would."""
+    folder = work / "vae_model"
+    if not folder.exists():
+        pictures = np.concatenate([wild[:20_000], white])
+        vae = _timed(work, "vae", lambda: vae_stage.train_vae(pictures, work=work, steps=steps))
+        vae.save_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder)
+
+
+def _latents(vae: AutoencoderKL, wild: np.ndarray, *, work: Path) -> torch.Tensor:
+    file = work / "wild_latents.safetensors"
+    if not file.exists():
+        beside = file.with_name(f"partial-{file.name}")
+        save_file({"latents": base_stage.encode(vae, wild)}, beside)
+        beside.rename(file)
+    return load_file(file)["latents"]
+
+
+def _white_mean(vae: AutoencoderKL, white: np.ndarray) -> list[float]:
+    """Mean scaled latent of the on-brand pictures, a value a channel."""
+    return [round(m, 3) for m in base_stage.encode(vae, white[:512]).mean(dim=(0, 2, 3)).tolist()]
+
+
+def _timed(work: Path, stage: str, run: Callable):  # type: ignore[no-untyped-def, type-arg]
+    """Runs a stage and adds its wall time to work/times.json, so that a resumed stage counts whole."""
+    file = work / "times.json"
+    times = json.loads(file.read_text()) if file.exists() else {}
+    began = time.time()
+    try:
+        return run()
+    finally:
+        times[stage] = round(times.get(stage, 0) + time.time() - began)
+        file.write_text(json.dumps(times))
+
+
+def _keep_history(work: Path, out: Path, *, white_mean: list[float]) -> None:
+    """What was done, beside the result: settings, times, loss curves."""
+    history = {
+        "command": "python -m onbrand.assets.build --work WORK --out assets/tiny-base",
+        "seed": SEED,
+        "pictures": {"wild": WILD, "on-brand (autoencoder only)": ON_BRAND},
+        "vae": {"steps": vae_stage.STEPS, "batch": vae_stage.BATCH, "learning_rate": vae_stage.LEARNING_RATE},
+        "base": {"steps": base_stage.STEPS, "batch": base_stage.BATCH, "learning_rate": base_stage.LEARNING_RATE},
+        "schedule": base_stage.SCHEDULE,
+        "seconds": json.loads((work / "times.json").read_text()),
+        "mean scaled latent of on-brand pictures, by channel": white_mean,
+    }
+    (out / "training").mkdir()
+    (out / "training" / "history.json").write_text(json.dumps(history, indent=1) + "\n")
+    for stage in ("vae", "base"):
+        shutil.copyfile(work / f"{stage}.jsonl", out / "training" / f"{stage}.jsonl")
+
+
+if __name__ == "__main__":
+    typer.run(build)

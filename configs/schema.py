@@ -1,0 +1,140 @@
+"""What a run can be told: five sections, every key typed, every default stated here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the UNet, through peft."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 16
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+class ModelConfig(Section):
+    """Which model is fine-tuned, and what of it."""
+
+    base: str = "tiny-base"  # the packaged laboratory model, a hub id, a diffusers folder or a single file
+    method: Literal["full", "lora"] = "full"
+    lora: LoraConfig = LoraConfig()
+
+
+class StudioConfig(Section):
+    """The built-in catalogue, read when data.source is photo-studio."""
+
+    pictures: Positive = 2000
+    seed: Annotated[int, Field(ge=0)] = 0
+    look: Literal["on-brand", "wild"] = "on-brand"
+
+
+class DataConfig(Section):
+    """The catalogue: where it is, which columns matter, how pictures become tensors."""
+
+    source: str = "photo-studio"  # photo-studio, an image folder, parquet files or a hub id
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    fit: Literal["crop", "pad"] = "pad"
+    backdrop: str = "white"
+    image_columns: list[str] = ["image"]
+    caption_column: str = "text"
+    class_column: str | None = None
+    image_classes: dict[str, str] | None = None
+    class_prefixes: dict[str, str] = {}
+    on_bad_image: Literal["drop", "error"] = "drop"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    limit: Positive | None = None
+    cache_dir: str | None = None  # latents; default: a folder `latents` beside the run
+    studio: StudioConfig = StudioConfig()
+
+
+class SamplerConfig(Section):
+    """One sampler that the checkpoint will be used with."""
+
+    scheduler: str
+    steps: Positive
+    spacing: Literal["leading", "trailing", "linspace"] | None = None  # None: the checkpoint's own
+
+
+class StartConfig(Section):
+    """The start distribution and the timesteps trained from it."""
+
+    enabled: bool = True  # false: plain fine-tuning; the statistics are fitted all the same
+    components: Annotated[int, Field(ge=0)] = 0
+    skip_interval: Positive = 50
+    offset_from: Annotated[int, Field(ge=0)] | None = None  # None: from the samplers below
+    samplers: list[SamplerConfig] | None = None  # None: DDIM 20, DPM-Solver++ 20 and 25, Euler 30
+    emphasis: Share | None = None  # share of timesteps drawn from the offset range; None: uniform
+
+
+class TrainConfig(Section):
+    """The optimisation."""
+
+    steps: Positive = 1000
+    batch_size: Positive = 16  # per process
+    gradient_accumulation: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    caption_dropout: Share = 0.1
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    sample_posterior: bool = False
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0: no averaging
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    workers: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 10
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+    preview_every: Positive = 500
+
+
+class AuditConfig(Section):
+    """The pictures generated and judged when training is done."""
+
+    pictures: Positive = 64
+    scheduler: str = "DDIMScheduler"
+    steps: Positive = 20
+    guidance_scale: Annotated[float, Field(ge=0)] = 3.0
+
+
+class RunConfig(Section):
+    """Where a run lives and what it reports."""
+
+    dir: str = ""  # default: runs/<config name>
+    seed: Annotated[int, Field(ge=0)] = 0
+    tracker: Literal["wandb", "tensorboard", "none"] = "none"
+    audit: AuditConfig = AuditConfig()
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    start: StartConfig = StartConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _columns_and_classes_agree(self) -> Config:
+        unknown = set(self.data.image_classes or {}) - set(self.data.image_columns)
+        if unknown:
+            raise ValueError(
+                f"data.image_classes must name columns of data.image_columns {self.data.image_columns}, "
+                f"got {sorted(unknown)}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")

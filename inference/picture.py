@@ -1,0 +1,44 @@
+"""A chosen picture as the start: fitted to the frame as the catalogue was, then encoded by the VAE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..pca import encode_mean
+
+
+def fit_to_frame(
+    image: Image.Image, height: int, width: int, *, fit: str = "crop", backdrop: str = "white"
+) -> Image.Image:
+    """The picture at exactly this size, upright, opaque, its centre cropped or its surroundings padded."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image)
+    image = image.convert("RGB")
+    if fit == "pad":
+        return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color=backdrop)
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def encode_pictures(
+    images: Image.Image | list[Image.Image],
+    vae: Any,
+    *,
+    height: int,
+    width: int,
+    transform: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Scaled latents (B, C, h, w), float32 on the CPU, of pictures fitted to height x width pixels.
+
+    transform: how the catalogue was fitted ("fit", "backdrop"); a centre crop if None.
+    """
+    how = {key: value for key, value in (transform or {}).items() if key in ("fit", "backdrop")}
+    images = images if isinstance(images, list) else [images]
+    fitted = [fit_to_frame(image, height, width, **how) for image in images]
+    pixels: Tensor = VaeImageProcessor(do_resize=False).preprocess(fitted)
+    return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()

@@ -1,0 +1,202 @@
+"""The start distribution as a diffusers component. Self-contained: checkpoints carry a copy of this file."""
+
+import importlib
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+FORMAT_VERSION = 1
+SOURCE_FILE = "start_distribution.py"
+
+
+class StartDistribution(ModelMixin, ConfigMixin):
+    """Per class a Gaussian over scaled latents: mean + sum_i xi_i component_i, xi_i ~ N(0, variance_i).
+
+    Attributes (float32, whatever `.to(dtype)` says; scaled latents):
+        mean: (n_classes, C, H, W)
+        components: (n_classes, K, C, H, W), orthonormal within a class
+        variances: (n_classes, K)
+    Everything else stands in `config`. Source: METHODS 1, "Start distribution Q".
+    """
+
+    mean: Tensor
+    components: Tensor
+    variances: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        class_names: list[str],
+        latent_shape: list[int],
+        num_components: int = 0,
+        counts: list[int] | None = None,
+        caption_prefixes: dict[str, str] | None = None,
+        num_train_timesteps: int = 1000,
+        skip_interval: int = 50,
+        offset_from: int = 950,
+        samplers: list[list] | None = None,
+        vae_fingerprint: dict[str, Any] | None = None,
+        image_transform: dict[str, Any] | None = None,
+        format_version: int = FORMAT_VERSION,
+    ) -> None:
+        super().__init__()
+        if format_version > FORMAT_VERSION:
+            raise ValueError(f"format_version must be at most {FORMAT_VERSION} here, got {format_version}")
+        if not class_names or len(set(class_names)) < len(class_names):
+            raise ValueError(f"class_names must be distinct and at least one, got {list(class_names)}")
+        n, k, shape = len(class_names), num_components, tuple(latent_shape)
+        self.register_buffer("mean", torch.zeros(n, *shape))
+        self.register_buffer("components", torch.zeros(n, k, *shape))
+        self.register_buffer("variances", torch.zeros(n, k))
+
+    @classmethod
+    def fit(
+        cls,
+        latents: Tensor | Iterable[tuple[Tensor, Tensor]],
+        class_ids: Tensor | None = None,
+        *,
+        class_names: Sequence[str],
+        components: int = 0,
+        num_train_timesteps: int = 1000,
+        skip_interval: int = 50,
+        offset_from: int | None = None,
+        samplers: Iterable[Sequence] = (),
+        **config: Any,
+    ) -> "StartDistribution":
+        """The start distribution of a catalogue's scaled latents.
+
+        latents: (N, C, H, W) with class_ids (N,), or a re-iterable of (latents, class_ids) batches;
+        components: K; offset_from: first timestep of the offset range, T - skip_interval if None;
+        samplers: (scheduler, steps, spacing) each; config: further values to keep (caption_prefixes,
+        vae_fingerprint, image_transform). Raises ValueError as `fit_statistics` does.
+        """
+        # By name, since diffusers would look for a relative import's file beside the copy in a checkpoint.
+        fit_statistics = importlib.import_module("onbrand.pca.fit").fit_statistics
+        statistics = fit_statistics(latents, class_ids, class_names=class_names, components=components)
+        distribution = cls(
+            class_names=list(class_names),
+            latent_shape=list(statistics.mean.shape[1:]),
+            num_components=components,
+            counts=statistics.counts,
+            num_train_timesteps=num_train_timesteps,
+            skip_interval=skip_interval,
+            offset_from=num_train_timesteps - skip_interval if offset_from is None else offset_from,
+            samplers=[list(sampler) for sampler in samplers],
+            **config,
+        )
+        distribution.mean.copy_(statistics.mean)
+        distribution.components.copy_(statistics.components)
+        distribution.variances.copy_(statistics.variances)
+        return distribution
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes, in the order of their ids."""
+        return list(self.config["class_names"])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the latents."""
+        return tuple(self.config["latent_shape"])
+
+    @property
+    def offset_from(self) -> int:
+        """First timestep of the offset range, T if the range is empty."""
+        return self.config["offset_from"]
+
+    def class_id(self, name: str) -> int:
+        """The id of a class. Raises ValueError, with the nearest name and all names, on an unknown one."""
+        if name in self.class_names:
+            return self.class_names.index(name)
+        nearest = get_close_matches(name, self.class_names, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ValueError(f"class_name must be one of {', '.join(self.class_names)}, got {name!r}{hint}")
+
+    def class_of_caption(self, caption: str) -> str | None:
+        """The class with the longest caption prefix that the caption begins with, None if no one class has it."""
+        caption = caption.strip().casefold()
+        matches: dict[str, list[str]] = {}
+        for name, prefix in (self.config["caption_prefixes"] or {}).items():
+            prefix = prefix.strip().casefold()
+            # A prefix ends where a word ends: "a mug" does not begin "a mugshot".
+            if prefix and caption.startswith(prefix) and not caption[len(prefix) : len(prefix) + 1].isalnum():
+                matches.setdefault(prefix, []).append(name)
+        longest = matches[max(matches, key=len)] if matches else []
+        return longest[0] if len(longest) == 1 else None
+
+    def sample(
+        self,
+        class_ids: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        text_embeds: Tensor | None = None,
+    ) -> Tensor:
+        """Draws x_start (B, C, H, W), float32 scaled latents, for class_ids (B,).
+
+        The scores are drawn in float32 on the CPU, so a seed means the same on every machine.
+        text_embeds is for distributions that depend on text; this one does not.
+        Raises ValueError on unknown ids.
+        """
+        class_ids = self._checked_ids(class_ids)
+        xi = torch.randn(len(class_ids), self.variances.shape[1], generator=generator).to(self.mean.device)
+        return self._from_scores(xi * self.variances[class_ids].sqrt(), class_ids)
+
+    def project(self, x_0: Tensor, class_ids: Tensor, *, text_embeds: Tensor | None = None) -> Tensor:
+        """The point of each picture's class nearest to it: mean + P^T P (x_0 - mean).
+
+        x_0: (B, C, H, W) scaled latents; class_ids: (B,). Returns x_start, float32, shaped like x_0.
+        text_embeds is for distributions that depend on text; this one does not.
+        Raises ValueError on latents of another shape or unknown ids.
+        """
+        if tuple(x_0.shape[1:]) != self.latent_shape:
+            expected = ", ".join(map(str, self.latent_shape))
+            raise ValueError(f"latents must be shaped (B, {expected}), got {tuple(x_0.shape)}")
+        if len(class_ids) != len(x_0):
+            raise ValueError(f"class_ids must be one id for each of {len(x_0)} latents, got {len(class_ids)}")
+        class_ids = self._checked_ids(class_ids)
+        if not self.config["num_components"]:
+            return self.mean[class_ids]
+        centred = x_0.to(self.mean) - self.mean[class_ids]
+        scores = torch.einsum("bkchw,bchw->bk", self.components[class_ids], centred)
+        return self._from_scores(scores, class_ids)
+
+    def _from_scores(self, scores: Tensor, class_ids: Tensor) -> Tensor:
+        return self.mean[class_ids] + torch.einsum("bk,bkchw->bchw", scores, self.components[class_ids])
+
+    def _checked_ids(self, class_ids: Tensor) -> Tensor:
+        # Ids on a GPU are not looked at: reading them back would stall every training step.
+        if class_ids.device.type == "cpu" and len(class_ids):
+            low, high = int(class_ids.min()), int(class_ids.max())
+            if low < 0 or high >= len(self.class_names):
+                bad = low if low < 0 else high
+                raise ValueError(f"class_ids must be in [0, {len(self.class_names)}), got {bad}")
+        return class_ids.to(self.mean.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StartDistribution":
+        """Follows a move to another device but not a cast: statistics stay float32."""
+
+        def move_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move_only, recurse)  # type: ignore[misc]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "StartDistribution":
+        """Loads a saved start distribution, float32 whatever dtype is asked for, as diffusers does."""
+        kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves config and tensors (safetensors) as diffusers does, and this file beside them."""
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        copy = Path(save_directory) / SOURCE_FILE
+        if copy.resolve() != Path(__file__).resolve():
+            shutil.copyfile(__file__, copy)

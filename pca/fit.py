@@ -1,0 +1,121 @@
+"""Class means and principal components of scaled latents, exact to float64."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Batch = tuple[Tensor, Tensor]
+ROWS_AT_ONCE = 1024  # how many latents are held in float64 at a time
+
+
+class Statistics(NamedTuple):
+    """What a start distribution is made of; float32."""
+
+    mean: Tensor  # (n_classes, C, H, W)
+    components: Tensor  # (n_classes, K, C, H, W), orthonormal within a class
+    variances: Tensor  # (n_classes, K), descending
+    counts: list[int]
+
+
+def fit_statistics(
+    latents: Tensor | Iterable[Batch],
+    class_ids: Tensor | None = None,
+    *,
+    class_names: Sequence[str],
+    components: int = 0,
+) -> Statistics:
+    """Mean and leading principal components of every class.
+
+    latents: (N, C, H, W) scaled latents with class_ids (N,), or a re-iterable of such pairs of tensors.
+    The variances divide by n - 1; the entry of largest magnitude in a component is positive.
+    Raises ValueError on latents that are not finite or of mixed shape, on unknown class ids, on a class
+    without pictures and on more components than a class's pictures allow.
+    Source: METHODS 1, "Start distribution Q".
+    """
+    if components < 0:
+        raise ValueError(f"components must be 0 or more, got {components}")
+    batches = _as_batches(latents, class_ids)
+    sums, counts, shape = _sums(batches, len(class_names))
+    for name, count in zip(class_names, counts.tolist(), strict=True):
+        if count == 0:
+            raise ValueError(f"class {name!r} must have at least one picture, got 0")
+        if components > count - 1:
+            raise ValueError(
+                f"components must be at most n - 1 in every class: "
+                f"class {name!r} has n = {count} pictures, got components = {components}"
+            )
+    means = sums / counts[:, None]
+    directions = torch.zeros(len(class_names), components, means.shape[1])
+    variances = torch.zeros(len(class_names), components)
+    for c, count in enumerate(counts.tolist() if components else []):
+        basis, squares = _principal_axes(batches, c, mean=means[c], count=count, components=components)
+        directions[c] = basis
+        variances[c] = squares / (count - 1)
+    return Statistics(
+        means.float().unflatten(1, shape), directions.unflatten(2, shape), variances, [int(n) for n in counts]
+    )
+
+
+def _as_batches(latents: Tensor | Iterable[Batch], class_ids: Tensor | None) -> Iterable[Batch]:
+    if isinstance(latents, Tensor):
+        if class_ids is None or len(class_ids) != len(latents):
+            got = None if class_ids is None else len(class_ids)
+            raise ValueError(f"class_ids must be one id for each of {len(latents)} latents, got {got}")
+        return list(zip(latents.split(ROWS_AT_ONCE), class_ids.split(ROWS_AT_ONCE), strict=True))
+    if isinstance(latents, Iterator):
+        raise ValueError(
+            "latents must be a tensor or something that can be iterated more than once, "
+            f"got {type(latents).__name__}"
+        )
+    return latents
+
+
+def _sums(batches: Iterable[Batch], n_classes: int) -> tuple[Tensor, Tensor, torch.Size]:
+    """Per-class sums (n_classes, d) and counts (n_classes,) in float64, and the latent shape."""
+    sums: Tensor | None = None
+    counts = torch.zeros(n_classes, dtype=torch.float64)
+    shape = torch.Size()
+    for x, ids in batches:
+        x, ids = x.detach().cpu(), ids.cpu()
+        if sums is None:
+            shape = x.shape[1:]
+            sums = torch.zeros(n_classes, shape.numel(), dtype=torch.float64)
+        if x.shape[1:] != shape:
+            raise ValueError(f"latents must share one shape, got {tuple(shape)} and {tuple(x.shape[1:])}")
+        if not torch.isfinite(x).all():
+            raise ValueError("latents must be finite, got nan or inf")
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_classes:
+            raise ValueError(f"class_ids must be in [0, {n_classes}), got {sorted(set(ids.tolist()))}")
+        sums.index_add_(0, ids, x.flatten(1).double())
+        counts += torch.bincount(ids, minlength=n_classes)
+    if sums is None:
+        raise ValueError("latents must hold at least one picture, got none")
+    return sums, counts, shape
+
+
+def _principal_axes(
+    batches: Iterable[Batch], c: int, *, mean: Tensor, count: int, components: int
+) -> tuple[Tensor, Tensor]:
+    """Leading right singular vectors (K, d) of a class's centred latents, and squared singular values."""
+    centred = (x.cpu()[ids.cpu() == c].flatten(1).double() - mean for x, ids in batches)
+    if count <= len(mean):
+        rows = torch.cat(list(centred))
+        squares, left = torch.linalg.eigh(rows @ rows.T)
+        axes = rows.T @ left[:, -components:].flip(1)
+    else:
+        scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+        for rows in centred:
+            scatter.addmm_(rows.T, rows)
+        squares, right = torch.linalg.eigh(scatter)
+        axes = right[:, -components:].flip(1)
+    # QR scales each axis to unit length and stays orthonormal where a singular value is zero.
+    basis = torch.linalg.qr(axes).Q.T
+    return _with_fixed_signs(basis), squares[-components:].flip(0).clamp(min=0)
+
+
+def _with_fixed_signs(basis: Tensor) -> Tensor:
+    """Each row (K, d) with the sign that makes its entry of largest magnitude positive."""
+    largest = basis.abs().argmax(dim=1, keepdim=True)
+    return basis * basis.gather(1, largest).sign()

@@ -1,0 +1,95 @@
+"""Tiny models of Stable Diffusion's form with random weights: 32 x 32 pixels, 4 x 8 x 8 latents."""
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TOKENS = 16
+TEXT_WIDTH = 16
+LATENT_SHAPE = (4, 8, 8)
+PIXELS = 32
+
+
+def make_unet(*, seed: int = 0) -> UNet2DConditionModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=LATENT_SHAPE[1],
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=TEXT_WIDTH,
+        ).eval()
+
+
+def make_vae(*, seed: int = 0, **config: object) -> AutoencoderKL:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        form = {
+            "down_block_types": ["DownEncoderBlock2D"] * 3,
+            "up_block_types": ["UpDecoderBlock2D"] * 3,
+            "block_out_channels": (4, 4, 8),
+            "norm_num_groups": 4,
+            "latent_channels": 4,
+            "sample_size": PIXELS,
+        }
+        return AutoencoderKL(**form | config).eval()
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """Spells: a token a character, so any plain text is in the vocabulary."""
+    characters = string.ascii_lowercase + string.digits + string.punctuation
+    words = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
+    vocab = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocab, merges=[], pad_token=words[1], model_max_length=TOKENS)
+
+
+def make_text_encoder(*, seed: int = 0) -> CLIPTextModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = CLIPTextConfig(
+            vocab_size=len(make_tokenizer()),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        return CLIPTextModel(config).eval()
+
+
+def make_scheduler(**config: object) -> DDIMScheduler:
+    """Stable Diffusion's betas and spacing."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    form = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading"}
+    return DDIMScheduler(**betas | form | config)
+
+
+def make_components() -> dict:
+    """What a StableDiffusionPipeline is made of, as keyword arguments."""
+    return {
+        "vae": make_vae(),
+        "text_encoder": make_text_encoder(),
+        "tokenizer": make_tokenizer(),
+        "unet": make_unet(),
+        "scheduler": make_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
+def save_base(folder: Path) -> Path:
+    """Writes a plain diffusers folder, as a base to fine-tune, and returns it."""
+    StableDiffusionPipeline(**make_components()).save_pretrained(folder)
+    return folder

@@ -1,0 +1,174 @@
+"""The Accelerate loop: batches in, trained weights out, resumable at every checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import StableDiffusionPipeline
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader, Subset
+
+from ..configs.schema import Config
+from .checkpoint import checkpoints, save_checkpoint, step_of
+from .metrics import LossMeter, append_metrics, rewind_metrics
+from .models import prepare_unet, tokenize, training_schedule
+from .prepare import Prepared
+from .samples import TimestepLaw, TrainingSamples
+from .step import training_loss
+
+
+@dataclass
+class Training:
+    """What a training run holds in memory; `weights` are the trained parameters, `average` their EMA."""
+
+    accelerator: Accelerator
+    pipeline: StableDiffusionPipeline
+    unet: torch.nn.Module
+    weights: list[torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    average: EMAModel | None
+    first_step: int = 0
+
+
+def set_up(config: Config, pipeline: StableDiffusionPipeline, accelerator: Accelerator, *, run: Path) -> Training:
+    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint if it has one."""
+    weights = prepare_unet(pipeline, config.model)
+    pipeline.text_encoder.to(accelerator.device)
+    options = config.train
+    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    schedule = get_scheduler(
+        options.schedule, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
+    )
+    average = None
+    if options.ema_decay:
+        average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
+        average.to(accelerator.device)
+        accelerator.register_for_checkpointing(average)
+    accelerator.register_for_checkpointing(schedule)
+    unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
+    training = Training(accelerator, pipeline, unet, weights, optimizer, schedule, average)
+    saved = checkpoints(run)
+    if saved:
+        accelerator.load_state(str(saved[-1]))
+        training.first_step = step_of(saved[-1])
+        if accelerator.is_main_process:
+            rewind_metrics(run, training.first_step)
+    return training
+
+
+def batches(config: Config, training: Training, prepared: Prepared) -> DataLoader:
+    """Every batch still to be trained on, in order; each process gets its share of each global batch."""
+    options, accelerator = config.train, training.accelerator
+    per_step = options.batch_size * accelerator.num_processes * options.gradient_accumulation
+    (no_caption_ids,) = tokenize(training.pipeline, [""])
+    samples = TrainingSamples(
+        prepared.cache,
+        prepared.train.class_ids,
+        tokenize(training.pipeline, prepared.train.captions),
+        no_caption_ids=no_caption_ids,
+        total=per_step * options.steps,
+        seed=config.run.seed,
+        timesteps=TimestepLaw(
+            training.pipeline.scheduler.config.num_train_timesteps,
+            prepared.start_distribution.offset_from,
+            config.start.emphasis,
+        ),
+        caption_dropout=options.caption_dropout,
+        sample_posterior=options.sample_posterior,
+    )
+    remaining = Subset(samples, range(per_step * training.first_step, len(samples)))
+    loader = DataLoader(remaining, batch_size=options.batch_size, num_workers=options.workers)
+    return accelerator.prepare(loader)
+
+
+def train(
+    config: Config,
+    training: Training,
+    prepared: Prepared,
+    *,
+    run: Path,
+    preview: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Trains to config.train.steps, logging, checkpointing and previewing on the way.
+
+    Raises ValueError when the loss is no longer finite; the last checkpoint is from before.
+    """
+    options, accelerator = config.train, training.accelerator
+    alphas_cumprod, prediction_type = training_schedule(training.pipeline)
+    start_distribution = prepared.start_distribution.to(accelerator.device)
+    loss_of = partial(
+        training_loss,
+        unet=training.unet,
+        text_encoder=training.pipeline.text_encoder,
+        start_distribution=start_distribution,
+        alphas_cumprod=alphas_cumprod.to(accelerator.device),
+        offset_from=start_distribution.offset_from,
+        prediction_type=prediction_type,
+        min_snr_gamma=options.min_snr_gamma,
+    )
+    meter = LossMeter(
+        start_distribution.class_names, offset_from=start_distribution.offset_from, device=accelerator.device
+    )
+    step, since, images = training.first_step, time.perf_counter(), 0
+    if step == 0:
+        preview(0)
+    with _progress(disable=not accelerator.is_main_process) as progress:
+        bar = progress.add_task("training", total=options.steps, completed=step)
+        for batch in batches(config, training, prepared):
+            with accelerator.accumulate(training.unet):
+                loss, per_sample = loss_of(batch)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(training.weights, options.max_grad_norm)
+                training.optimizer.step()
+                training.optimizer.zero_grad()
+            meter.add(per_sample, batch["timesteps"], batch["class_ids"])
+            images += len(per_sample) * accelerator.num_processes
+            if not accelerator.sync_gradients:
+                continue
+            training.schedule.step()
+            if training.average:
+                training.average.step(training.weights)
+            step += 1
+            due = [step % every == 0 or step == options.steps for every in
+                   (options.log_every, options.checkpoint_every, options.preview_every)]  # fmt: skip
+            log_due, checkpoint_due, preview_due = due
+            if log_due or checkpoint_due:
+                means = meter.means(accelerator)
+                check_finite(means["loss"], step, run)
+                speed = images / (time.perf_counter() - since)
+                values = {"step": step, **means, "lr": training.schedule.get_last_lr()[0], "images_per_second": speed}
+                accelerator.log(values, step=step)
+                if accelerator.is_main_process:
+                    append_metrics(run, values)
+                text = f"loss {means['loss']:.4f}  {speed:.0f} images/s"
+                progress.update(bar, completed=step, description=text)
+                since, images = time.perf_counter(), 0
+            if checkpoint_due:
+                save_checkpoint(accelerator, run, step, keep=options.keep_checkpoints)
+            if preview_due:
+                preview(step)
+
+
+def check_finite(loss: float, step: int, run: Path) -> None:
+    """Raises ValueError, naming the checkpoint that is still good, on a loss that is NaN or infinite."""
+    if loss != loss or abs(loss) == float("inf"):
+        saved = checkpoints(run)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise ValueError(f"loss must be finite, got {loss} by step {step}; {good}; try a lower train.learning_rate")
+
+
+def _progress(*, disable: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=disable)

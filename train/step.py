@@ -1,0 +1,73 @@
+"""One training step: latents in, loss out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ..pca.distribution import StartDistribution
+from ..pca.offset import offset_target
+
+
+class StepLoss(NamedTuple):
+    """The loss to minimise, and each sample's plain mean squared error (B,) for the metrics."""
+
+    loss: torch.Tensor
+    per_sample: torch.Tensor
+
+
+def training_loss(
+    batch: Mapping[str, torch.Tensor],
+    *,
+    unet: torch.nn.Module,
+    text_encoder: torch.nn.Module,
+    start_distribution: StartDistribution,
+    alphas_cumprod: torch.Tensor,
+    offset_from: int,
+    prediction_type: str,
+    min_snr_gamma: float | None = None,
+) -> StepLoss:
+    """The piecewise offset loss of one batch; offset_from = T gives the plain loss.
+
+    batch: `latents, noise (B, C, H, W)` with latents scaled, `timesteps, class_ids (B,)`, `input_ids (B, L)`.
+    Source: METHODS 1, eq. 13-15.
+    """
+    latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
+    x_start = start_distribution.project(latents, batch["class_ids"])
+    noisy_latents, target = offset_target(
+        latents,
+        x_start,
+        noise,
+        timesteps,
+        alphas_cumprod=alphas_cumprod,
+        offset_from=offset_from,
+        prediction_type=prediction_type,
+    )
+    encoder_hidden_states = text_encoder(batch["input_ids"])[0]
+    model_pred = unet(noisy_latents, timesteps, encoder_hidden_states).sample
+    per_sample = F.mse_loss(model_pred.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if min_snr_gamma is None:
+        return StepLoss(per_sample.mean(), per_sample.detach())
+    weights = min_snr_weights(
+        timesteps, alphas_cumprod=alphas_cumprod, gamma=min_snr_gamma, prediction_type=prediction_type
+    )
+    return StepLoss((weights * per_sample).mean(), per_sample.detach())
+
+
+def min_snr_weights(
+    timesteps: torch.Tensor, *, alphas_cumprod: torch.Tensor, gamma: float, prediction_type: str
+) -> torch.Tensor:
+    """Min-SNR loss weights (B,); the offset leaves them as they are (METHODS 1, identity checks).
+
+    min(SNR, gamma) over SNR for epsilon, over SNR + 1 for v_prediction, min(SNR, gamma) itself for sample.
+    """
+    a = alphas_cumprod[timesteps]
+    snr = a / (1 - a)
+    clipped = snr.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        # min(snr, gamma) / snr, written so that it is 1 and not 0/0 at zero SNR
+        return torch.where(snr <= gamma, torch.ones_like(snr), gamma / snr.clamp(min=gamma))
+    return clipped / (snr + 1) if prediction_type == "v_prediction" else clipped
