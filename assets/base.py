@@ -72,7 +72,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, *, batch: int = 64) -> torc
         vae.encode(to_pixels(np.asarray(pictures[i : i + batch]))).latent_dist.mean
         for i in range(0, len(pictures), batch)
     ]
-    return torch.cat(means) * vae.config.scaling_factor
+    return (torch.cat(means) * vae.config.scaling_factor).contiguous()
 
 
 def train_base(

@@ -64,7 +64,7 @@ def train_vae(pictures: np.ndarray, *, work: Path, steps: int = STEPS) -> Autoen
 
 def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _difference_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,14 @@ def find_config(name: str) -> Path:
     raise ConfigError(f"config must be a YAML file or one of {', '.join(recipe_names())}, got {name!r}{hint}")
 
 
+def config_of(overrides: Sequence[str], **sections: dict[str, Any]) -> Config:
+    """A config from nothing but sections and overrides. Raises ConfigError with all problems at once."""
+    values: dict[str, Any] = {name: dict(section) for name, section in sections.items()}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
 def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """The validated config of a file or shipped recipe, overrides applied; run.dir defaults to runs/<name>.
 

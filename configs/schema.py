@@ -47,7 +47,7 @@ class DataConfig(Section):
     backdrop: str = "white"
     image_columns: list[str] = ["image"]
     caption_column: str = "text"
-    class_column: str | None = None
+    class_column: str | None = None  # None: a column named class if there is one, else the folder's name
     image_classes: dict[str, str] | None = None
     class_prefixes: dict[str, str] = {}
     on_bad_image: Literal["drop", "error"] = "drop"

@@ -36,7 +36,7 @@ def load_catalogue(
     Image folders follow imagefolder's convention: metadata.jsonl or .csv with `file_name`, and
     `<column>_file_name` for further pictures of a row. Without metadata the words of the file's name, else of
     its folder's, are the caption. image_columns: the pictures of a row, all under its caption. image_classes:
-    image column -> class; other columns take the class from class_column, else from the folder the file is
+    image column -> class; other columns take the class from class_column (a column named `class` without being told), else from the folder the file is
     in, else "product" (a lone sub-folder beside metadata, such as images/, is no class). class_prefixes:
     class -> prefix, so that its captions read "prefix, caption". Rows without caption, class or picture are
     dropped and counted in `.dropped`; so are unreadable pictures, unless on_bad_image is "error". limit: of
@@ -108,8 +108,7 @@ def _held_out_rows(pictures: Sequence[Picture], fraction: float, generator: torc
     for row, names in classes.items():
         alike[tuple(sorted(names))].append(row)
     held: set[int] = set()
-    for names in sorted(alike):
-        rows = alike[names]
+    for _, rows in sorted(alike.items()):
         count = min(max(1, round(fraction * len(rows))), len(rows) - 1) if fraction else 0
         held.update(rows[i] for i in torch.randperm(len(rows), generator=generator)[:count].tolist())
     return held

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,19 +16,16 @@ from .catalogue import Catalogue
 from .progress import picture_bar
 from .transform import ImageTransform
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
 Entry = tuple[Path, int]  # shard file and row
 Latents = dict[str, tuple[torch.Tensor, torch.Tensor]]  # picture hash -> mean and std
 
 
 @torch.no_grad()
-def encode_latents(pixels: torch.Tensor, vae: "AutoencoderKL") -> tuple[torch.Tensor, torch.Tensor]:
+def encode_latents(pixels: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the VAE posterior, as scaled latents.
 
-    pixels: (B, 3, H, W) in [-1, 1]. Returns two (B, C, h, w) float32 tensors on the VAE's device:
-    (mean - shift_factor) * scaling_factor and std * scaling_factor.
+    pixels: (B, 3, H, W) in [-1, 1]; vae: diffusers' AutoencoderKL or its like. Returns two (B, C, h, w)
+    float32 tensors on the VAE's device: (mean - shift_factor) * scaling_factor and std * scaling_factor.
     """
     posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
     shift = vae.config.get("shift_factor") or 0.0
@@ -36,7 +33,7 @@ def encode_latents(pixels: torch.Tensor, vae: "AutoencoderKL") -> tuple[torch.Te
     return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
-def vae_hash(vae: "AutoencoderKL") -> str:
+def vae_hash(vae: Any) -> str:
     """sha256 over a VAE's config and its weights as float32."""
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
@@ -48,7 +45,7 @@ def vae_hash(vae: "AutoencoderKL") -> str:
 
 def cache_latents(
     catalogue: Catalogue,
-    vae: "AutoencoderKL",
+    vae: Any,
     transform: ImageTransform,
     *,
     cache_dir: str | os.PathLike,
@@ -89,7 +86,7 @@ def cache_latents(
 def _encoded_batches(
     missing: dict[str, int],
     catalogue: Catalogue,
-    vae: "AutoencoderKL",
+    vae: Any,
     transform: ImageTransform,
     *,
     batch_size: int,

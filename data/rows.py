@@ -12,6 +12,7 @@ import datasets
 from .picture import Picture, Source
 
 DEFAULT_CLASS = "product"
+CLASS_COLUMN = "class"  # read without being asked for
 
 
 def check_name(name: str, names: Iterable[str], *, what: str) -> None:
@@ -44,7 +45,8 @@ def read_pictures(
     first_row = 0
     for table, sources in zip(tables, columns, strict=True):
         captions = table.texts(caption_column, what="caption column")
-        classes = table.texts(class_column, what="class column") if class_column else None
+        named = class_column or (CLASS_COLUMN if CLASS_COLUMN in table.table.column_names else None)
+        classes = table.texts(named, what="class column") if named else None
         for row, caption in enumerate(captions[: None if limit is None else max(0, limit - first_row)]):
             for column in image_columns:
                 source = sources[column][row]
@@ -56,8 +58,8 @@ def read_pictures(
                 if missing := [what for what, value in lacking if not value]:
                     dropped.append((origin, f"no {missing[0]}"))
                     continue
-                place = {"row": first_row + row, "origin": origin, "backdrop": backdrop}
-                pictures.append(Picture(source, caption, class_name, **place))
+                number = first_row + row
+                pictures.append(Picture(source, caption, class_name, number, origin, backdrop=backdrop))
         first_row += len(captions)
     return pictures, dropped
 
@@ -117,14 +119,16 @@ class Rows:
 
     def subfolder(self, source: Source) -> str:
         """Name of the folder a picture lies in, "" for the root and for pictures that are no files."""
-        inside = isinstance(source, Path) and self.root is not None and source.parent != self.root
-        return source.parent.name if inside else ""
+        if not isinstance(source, Path) or self.root is None or source.parent == self.root:
+            return ""
+        return source.parent.name
 
     def origin(self, row: int, column: str, source: Source) -> str:
         """What errors and tables call a picture: its file, row and name."""
         line = f"{self.name}:{row + self.first_line} " if self.name else ""
-        is_file = isinstance(source, Path) and self.folder is not None
-        return line + (source.relative_to(self.folder).as_posix() if is_file else column)
+        if isinstance(source, Path) and self.folder is not None:
+            return line + source.relative_to(self.folder).as_posix()
+        return line + column
 
     def _path(self, name: str) -> Path:
         relative = Path(os.path.normpath(name))
@@ -132,7 +136,7 @@ class Rows:
             raise ValueError(f"picture paths in {self.name} must lie inside its folder, got {name!r}")
         return self.folder / relative
 
-    def _read(self, view: datasets.Dataset, column: str, row: int) -> Source:
+    def _read(self, view: datasets.Dataset, column: str, row: int) -> bytes | Path | None:
         value = view[row][column]
         if isinstance(value, dict):
             value = value["bytes"] if value["bytes"] is not None else value["path"]

@@ -103,7 +103,7 @@ def _lines(caption: str | None, broken: Sequence[tuple[str, str]], *, font: Font
     lines = [(text, INK) for text in _wrapped(caption or "", font=font, width=width, most=CAPTION_LINES)]
     if broken:
         rules = ", ".join(dict.fromkeys(rule for rule, _ in broken))
-        reason = broken[0][1].replace("Delta E ", "Delta\u00a0E\u00a0")
+        reason = broken[0][1].replace("Delta E ", "Delta\u00a0E\u00a0")  # kept together on one line
         lines += [(text, FAIL) for text in _wrapped(rules, font=font, width=width, most=REASON_LINES)]
         lines += [(text, QUIET) for text in _wrapped(reason, font=font, width=width, most=REASON_LINES)]
     return lines
@@ -120,7 +120,8 @@ def _wrapped(text: str, *, font: Font, width: int, most: int) -> list[str]:
         lines.append(_shortened(line, font=font, width=width))
     if words:
         lines.append(_shortened(" ".join(words), font=font, width=width))
-    return [line for line in lines if line]
+    # the default font has no glyph for a no-break space
+    return [line.replace("\u00a0", " ") for line in lines if line]
 
 
 def _shortened(text: str, *, font: Font, width: int) -> str:

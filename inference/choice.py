@@ -17,7 +17,7 @@ def check_choices(
 ) -> None:
     """Refuses choices that contradict each other, before anything is computed.
 
-    choices: a call's class_name, project_start, start_image, x_start and noise by name; None, False: not given.
+    choices: a call's class_name, project_start, start_image, x_start, noise by name; None, False: absent.
     Raises ValueError on latents beside a choice, two chosen starts, an unknown start, and on what needs a
     start distribution where there is none.
     """
@@ -30,8 +30,9 @@ def check_choices(
         raise ValueError("x_start must not be given beside start_image, got both")
     if "project_start" in given and not {"start_image", "x_start"} & set(given):
         raise ValueError("project_start must come with start_image or x_start, got neither")
-    needy = [name for name in ("class_name", "project_start") if name in given]
-    needy += ["start='draw'"] if start == "draw" else []
+    if start == "draw":
+        given.append("start='draw'")
+    needy = [name for name in given if name in ("class_name", "project_start", "start='draw'")]
     if needy and distribution is None:
         raise ValueError(f"{needy[0]} must come with a start distribution, got a pipeline without one")
 
@@ -41,7 +42,7 @@ def choose_start(
     prompts: Sequence[str | None],
     num_images: int,
     *,
-    class_name: str | Sequence[str] | None = None,
+    class_name: str | Sequence[str | None] | None = None,
     start: str = "mean",
     x_start: Tensor | None = None,
     project_start: bool = False,
@@ -70,15 +71,18 @@ def choose_start(
 def resolve_classes(
     distribution: StartDistribution,
     prompts: Sequence[str | None],
-    class_name: str | Sequence[str] | None = None,
+    class_name: str | Sequence[str | None] | None = None,
 ) -> Tensor:
     """A class id for each prompt: by name, else the only class there is, else by caption prefix.
 
     Raises ValueError, listing the classes, on an unknown name or a prompt that tells no class, and on a list
     of names that does not match the prompts.
     """
-    is_one = class_name is None or isinstance(class_name, str)
-    names = [class_name] * len(prompts) if is_one else list(class_name)
+    names: list[str | None]
+    if class_name is None or isinstance(class_name, str):
+        names = [class_name] * len(prompts)
+    else:
+        names = list(class_name)
     if len(names) != len(prompts):
         raise ValueError(
             f"class_name must be one, or one for each of {len(prompts)} prompts, got {len(names)}"

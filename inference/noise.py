@@ -32,15 +32,13 @@ def draw_noise(
     initializer, and on an initializer that breaks its protocol.
     """
     if isinstance(generator, Sequence):
+        total, got = num_prompts * num_images, len(generator)
         if initializer is not None:
             raise ValueError(
-                "generator must be a single one when noise is given, since a prompt's pictures are drawn together, "
-                f"got a list of {len(generator)}"
+                f"generator must be a single one beside noise, which couples pictures, got a list of {got}"
             )
-        if len(generator) != num_prompts * num_images:
-            raise ValueError(
-                f"generator must be one or one for each of {num_prompts * num_images} pictures, got {len(generator)}"
-            )
+        if got != total:
+            raise ValueError(f"generator must be one, or one for each of {total} pictures, got {got}")
     for g in generator if isinstance(generator, Sequence) else [generator]:
         if g is not None and g.device.type != "cpu":
             raise ValueError(

@@ -29,7 +29,7 @@ NOT_GIVEN: Any = object()
 
 
 class OffsetPipelineMixin:
-    """Start latents from an optional component `start_distribution`, for a text-to-image pipeline of diffusers."""
+    """Start latents from an optional component `start_distribution`, for pipelines of diffusers."""
 
     start_distribution: StartDistribution | None
     vae: Any
@@ -64,7 +64,7 @@ class OffsetPipelineMixin:
         self,
         prompt: str | list[str] | None = None,
         *,
-        class_name: str | Sequence[str] | None = None,
+        class_name: str | Sequence[str | None] | None = None,
         start: str = "mean",
         start_image: Image.Image | list[Image.Image] | None = None,
         project_start: bool = False,
@@ -84,8 +84,9 @@ class OffsetPipelineMixin:
 
         class_name: one, or one a prompt; None: the only class there is, or by caption prefix.
         start: "mean" of the class, a "draw" from its components, or "none" for pure noise.
-        start_image: start from this picture (or one a prompt) instead. x_start: start from these scaled latents
-        instead (one, one a prompt or one a picture). project_start: from their projection on the components.
+        start_image: start from this picture (or one a prompt) instead.
+        x_start: start from these scaled latents (one, one a prompt or one a picture) instead.
+        project_start: start from the projection of either on the class's components.
         noise: an initializer, asked once a prompt. generator: on the CPU. latents: handed on as they are.
         height, width: pixels, those of the start distribution if None.
         Without a start distribution and any of these arguments this is diffusers' own call.
@@ -136,7 +137,7 @@ class OffsetPipelineMixin:
         )
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, by default those the start distribution or else the UNet was trained at."""
+        """Height and width in pixels, by default the start distribution's, else the UNet's."""
         if self.start_distribution is not None:
             sides = self.start_distribution.latent_shape[1:]
         else:
@@ -150,7 +151,7 @@ class OffsetPipelineMixin:
         return encode_pictures(images, self.vae, height=height, width=width, transform=transform)
 
     def _start_latents(self, x_start: Tensor | None, eps: Tensor, steps: int, **schedule: Any) -> Tensor:
-        """Start latents, cast and moved for the UNet; warns where the first timestep was not trained for them."""
+        """Start latents, cast and moved for the UNet; warns where it was not trained on them."""
         if x_start is not None and x_start.shape[1:] != eps.shape[1:]:
             expected, got = [
                 " x ".join(str(n * self.vae_scale_factor) for n in x.shape[2:]) for x in (x_start, eps)

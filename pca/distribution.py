@@ -120,7 +120,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         raise ValueError(f"class_name must be one of {', '.join(self.class_names)}, got {name!r}{hint}")
 
     def class_of_caption(self, caption: str) -> str | None:
-        """The class with the longest caption prefix that the caption begins with, None if no one class has it."""
+        """The class with the longest prefix that begins the caption, None if there is no one such class."""
         caption = caption.strip().casefold()
         matches: dict[str, list[str]] = {}
         for name, prefix in (self.config["caption_prefixes"] or {}).items():

@@ -54,7 +54,7 @@ def fit_statistics(
         directions[c] = basis
         variances[c] = squares / (count - 1)
     return Statistics(
-        means.float().unflatten(1, shape), directions.unflatten(2, shape), variances, [int(n) for n in counts]
+        means.float().unflatten(1, shape), directions.unflatten(2, shape), variances, counts.tolist()
     )
 
 
@@ -73,9 +73,9 @@ def _as_batches(latents: Tensor | Iterable[Batch], class_ids: Tensor | None) -> 
 
 
 def _sums(batches: Iterable[Batch], n_classes: int) -> tuple[Tensor, Tensor, torch.Size]:
-    """Per-class sums (n_classes, d) and counts (n_classes,) in float64, and the latent shape."""
+    """Per-class sums (n_classes, d) in float64, counts (n_classes,), and the latent shape."""
     sums: Tensor | None = None
-    counts = torch.zeros(n_classes, dtype=torch.float64)
+    counts = torch.zeros(n_classes, dtype=torch.long)
     shape = torch.Size()
     for x, ids in batches:
         x, ids = x.detach().cpu(), ids.cpu()

@@ -100,7 +100,7 @@ def fit_start(
         class_names=catalogue.class_names,
         components=config.start.components,
         num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
-        skip_interval=config.start.skip_interval,
+        skip_interval=config.start.skip_interval if config.start.enabled else 0,
         offset_from=t_min,
         samplers=samplers_of(config.start),
         caption_prefixes=catalogue.prefixes,

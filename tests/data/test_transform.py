@@ -5,9 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-
 from onbrand.data.transform import ImageTransform
+from PIL import Image
 
 
 def noise_image(width: int, height: int) -> Image.Image:
@@ -32,7 +31,7 @@ def test_any_size_becomes_the_target(width, height, target, fit):
 def test_a_picture_of_the_target_size_is_unchanged(fit):
     image = noise_image(40, 24)
     pixels = ImageTransform(24, 40, fit=fit)(image)
-    assert torch.equal((pixels.permute(1, 2, 0) + 1) * 127.5, torch.from_numpy(np.array(image)).float())
+    assert np.array_equal(((pixels.permute(1, 2, 0) + 1) * 127.5).round().numpy(), np.array(image))
 
 
 def test_crop_keeps_the_middle():
@@ -43,7 +42,9 @@ def test_crop_keeps_the_middle():
 
 
 def test_pad_keeps_everything_on_the_backdrop():
-    padded = np.asarray(ImageTransform(32, 32, fit="pad", backdrop="lime").resize(Image.new("RGB", (64, 32), "red")))
+    padded = np.asarray(
+        ImageTransform(32, 32, fit="pad", backdrop="lime").resize(Image.new("RGB", (64, 32), "red"))
+    )
     assert (padded[8:24] == (255, 0, 0)).all()
     assert (padded[:8] == (0, 255, 0)).all()
     assert (padded[24:] == (0, 255, 0)).all()
@@ -75,7 +76,10 @@ def test_dict_round_trip():
         ({"height": 64, "width": 0}, "width must be a positive multiple of 8, got 0"),
         ({"height": 64, "width": -8}, "width must be a positive multiple of 8, got -8"),
         ({"height": 64.0, "width": 64}, "height must be a positive multiple of 8, got 64.0"),
-        ({"height": 64, "width": 64, "fit": "stretch"}, r"fit must be one of \('crop', 'pad'\), got 'stretch'"),
+        (
+            {"height": 64, "width": 64, "fit": "stretch"},
+            r"fit must be one of \('crop', 'pad'\), got 'stretch'",
+        ),
         ({"height": 64, "width": 64, "backdrop": "wihte"}, "backdrop must be a colour .* got 'wihte'"),
         ({"height": 64, "width": 64, "mirror": 1}, "image transform keys must be among .* got .'mirror'."),
         ({"height": 64}, "image transform must have height and width, got none for .'width'."),

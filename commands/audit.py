@@ -1,0 +1,80 @@
+"""onbrand audit: any folder of pictures, or what a checkpoint draws, against a catalogue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..configs import config_of
+from ..configs.schema import Config
+from .console import quiet_console
+
+FOLDER_RESOLUTION = 256  # catalogue pictures are fitted to this square before they set limits for a folder
+
+
+def audit(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> float:
+    """Prints the table, writes JSON and a contact sheet to `output`; returns the pass rate.
+
+    Raises ValueError on a subject that is neither pictures nor a checkpoint, or a catalogue that cannot be read.
+    """
+    console = quiet_console()
+    from ..train.models import resolve_base
+
+    folder = Path(resolve_base(subject))
+    is_pictures = folder.is_dir() and not (folder / "model_index.json").exists()
+    judge = _audit_folder if is_pictures else _audit_checkpoint
+    audited = judge(resolve_base(subject), against=against, overrides=overrides, start=start, output=output)
+    from ..train.judge import sheet
+
+    output.mkdir(parents=True, exist_ok=True)
+    audited.report.save(output / "audit.json")
+    audited.report.limits.save(output / "limits.json")
+    sheet(audited, title=subject).save(output / "sheet.jpg", quality=92)
+    console.print(audited.report.table(title=f"{subject} against {against}"))
+    console.print(f"[bold]report[/]   {output / 'audit.json'}\n[bold]picture[/]  {output / 'sheet.jpg'}")
+    return audited.report.pass_rate
+
+
+def _audit_folder(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> Any:
+    from ..evaluation import audit as audit_pictures
+    from ..evaluation.audit import named_pictures
+    from ..train.judge import Audited
+    from ..train.prepare import open_catalogue, transform_of
+
+    config = config_of(overrides, data={"source": against, "resolution": FOLDER_RESOLUTION})
+    catalogue, transform = open_catalogue(config.data), transform_of(config.data)
+    names, pictures = zip(*named_pictures(subject), strict=True)
+    reference = (transform.resize(catalogue.image(i)) for i in range(len(catalogue)))
+    return Audited(list(pictures), list(names), audit_pictures(pictures, reference))
+
+
+def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> Any:
+    from rich.progress import Progress
+
+    from ..data.latents import cache_latents
+    from ..inference.pipeline import load_pipeline
+    from ..train.judge import audit_model, fix_limits
+    from ..train.prepare import open_catalogue, transform_of
+
+    pipeline = load_pipeline(subject)
+    config = config_of(overrides, data={"source": against, "resolution": resolution_of(pipeline)})
+    train, held_out = open_catalogue(config.data).split(config.data.held_out, config.run.seed)
+    cache = cache_latents(train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output))
+    limits = fix_limits(train, cache, pipeline.vae)
+    settings = config.run.audit
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("drawing", total=settings.pictures)
+        return audit_model(
+            pipeline, held_out, limits=limits, start=start if pipeline.start_distribution else "none",
+            settings=settings, seed=config.run.seed, advance=lambda n: progress.advance(bar, n),
+        )  # fmt: skip
+
+
+def resolution_of(pipeline: Any) -> int:
+    """The side in pixels that a pipeline draws by default."""
+    return pipeline._size(None, None)[0]
+
+
+def cache_folder(config: Config, output: Path) -> Path:
+    """Where latents are kept: as configured, else a folder `latents` beside the output."""
+    return Path(config.data.cache_dir) if config.data.cache_dir else output.parent / "latents"

@@ -1,0 +1,27 @@
+"""What every command that draws or loads needs: a quiet start and a console."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+from rich.console import Console
+
+
+def quiet_console() -> Console:
+    """A console; the libraries' notes about optional parts are silenced, their warnings and errors are not."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    import datasets
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    datasets.disable_progress_bars()
+    return Console()

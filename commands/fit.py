@@ -1,0 +1,52 @@
+"""onbrand fit: a start distribution for a checkpoint that was trained elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..configs import config_of
+from .audit import cache_folder, resolution_of
+from .console import quiet_console
+
+
+def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Path:
+    """Writes the checkpoint with the catalogue's start distribution to `output`, and its audits before and after.
+
+    Raises ValueError when `output` exists, or anything is wrong with checkpoint or catalogue.
+    """
+    if output.exists():
+        raise ValueError(f"output must be a new folder, got {output}, which exists")
+    console = quiet_console()
+    from ..data.table import catalogue_table
+    from ..evaluation import compare_table
+    from ..inference.pipeline import load_pipeline
+    from ..train.judge import audit_model, fix_limits, save_audit
+    from ..train.models import resolve_base
+    from ..train.prepare import prepare
+
+    pipeline = load_pipeline(resolve_base(into))
+    # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
+    config = config_of(
+        overrides, data={"source": catalogue, "resolution": resolution_of(pipeline)}, start={"enabled": False}
+    )
+    prepared = prepare(config, pipeline, cache_dir=cache_folder(config, output), device="cpu")
+    console.print(catalogue_table(prepared.train, prepared.held_out))
+    limits = fix_limits(prepared.train, prepared.cache, pipeline.vae)
+    pipeline.set_start_distribution(prepared.start_distribution)
+    beside = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    pipeline.save_pretrained(beside)
+    reports = {}
+    with console.status("audit: drawing pictures"):
+        for name, start in (("from pure noise", "none"), ("from the class mean", "mean")):
+            audited = audit_model(
+                pipeline, prepared.held_out, limits=limits, start=start, settings=config.run.audit,
+                seed=config.run.seed,
+            )  # fmt: skip
+            save_audit(audited, name=name.replace(" ", "_"), run=beside / "fit")
+            reports[name] = audited.report
+    beside.rename(output)
+    console.print(compare_table(reports, title=f"On-brand audit of {into} against {catalogue}"))
+    console.print(f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}")
+    return output

@@ -1,0 +1,58 @@
+"""Many pictures from prompts, each with its own seed, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ..pca import Sampler, build_scheduler
+
+
+def generate(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    class_names: Sequence[str | None] | None = None,
+    start: str = "mean",
+    sampler: Sampler = Sampler("DDIMScheduler", 20),
+    guidance_scale: float = 3.0,
+    seed: int = 0,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda count: None,
+    **call: Any,
+) -> list[Image.Image]:
+    """One picture a prompt; picture i draws its noise from `seed + i` alone, so batches can be of any size.
+
+    class_names: one a prompt, None where the prompt's prefix tells; start: see the pipeline's call; sampler: the
+    scheduler class, steps and spacing, on the checkpoint's own schedule; advance(n) is called after every n
+    pictures; call: further arguments of the pipeline. The pipeline's own scheduler is put back afterwards.
+    """
+    pictures: list[Image.Image] = []
+    own_scheduler = pipeline.scheduler
+    quiet = dict(getattr(pipeline, "_progress_bar_config", {}))
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        pipeline.scheduler = build_scheduler(own_scheduler, sampler)
+        for first in range(0, len(prompts), batch_size):
+            batch = list(prompts[first : first + batch_size])
+            generators = [torch.Generator().manual_seed(seed + first + i) for i in range(len(batch))]
+            if class_names is not None:
+                call["class_name"] = list(class_names[first : first + batch_size])
+            if pipeline.start_distribution is not None:
+                call["start"] = start
+            result = pipeline(
+                batch,
+                num_inference_steps=sampler.steps,
+                guidance_scale=guidance_scale,
+                generator=generators,
+                **call,
+            )
+            pictures += result.images
+            advance(len(batch))
+    finally:
+        pipeline.scheduler = own_scheduler
+        pipeline.set_progress_bar_config(**{"disable": False, **quiet})
+    return pictures

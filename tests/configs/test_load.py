@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+from onbrand.configs import ConfigError, config_of, differences, load_config, parse_config, recipe_names
+
+
+def test_every_recipe_loads_and_opens_with_its_command() -> None:
+    assert {"quickstart", "demo"} <= set(recipe_names())
+    for name in recipe_names():
+        config = load_config(name)
+        assert config.run.dir == f"runs/{name}"
+        first = (Path(load_config.__code__.co_filename).parent / f"{name}.yaml").read_text().splitlines()[0]
+        assert first.startswith("# ")
+
+
+def test_overrides_reach_any_depth_and_keep_their_types(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 5}\n")
+    config = load_config(
+        str(file), ["train.learning_rate=1e-4", "start.enabled=false", "data.studio.pictures=7", "run.dir=x/y"]
+    )
+    assert (config.train.steps, config.train.learning_rate) == (5, 1e-4)
+    assert not config.start.enabled
+    assert (config.data.studio.pictures, config.run.dir) == (7, "x/y")
+
+
+def test_all_problems_come_at_once_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(
+            {"train": {"lerning_rate": 1, "steps": 0}, "dta": {}, "start": {"samplers": [{"scheduler": "D", "stepz": 1}]}}
+        )
+    text = str(caught.value)
+    assert "5 problem(s)" in text
+    assert "train.lerning_rate: unknown key; did you mean learning_rate?" in text
+    assert "train.steps: input should be greater than or equal to 1, got 0" in text
+    assert "dta: unknown key; did you mean data?" in text
+    assert "start.samplers.0.stepz: unknown key; did you mean steps?" in text
+
+
+def test_unknown_key_without_a_near_name_lists_what_there_is() -> None:
+    with pytest.raises(ConfigError, match="known keys: dir, seed, tracker, audit"):
+        parse_config({"run": {"xyzzy": 1}})
+
+
+def test_image_classes_must_name_image_columns() -> None:
+    with pytest.raises(ConfigError, match=r"must name columns of data.image_columns \['image'\], got \['worn'\]"):
+        config_of([], data={"image_classes": {"worn": "person"}})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("train.steps", "override must be key.sub=value, got 'train.steps'"), ("=3", "override must be key.sub=value")],
+)
+def test_malformed_overrides(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("quickstart", [override])
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean quickstart"):
+        load_config("quickstrt")
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "bad.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="must be a mapping of sections, got list"):
+        load_config(str(tmp_path / "list.yaml"))
+    with pytest.raises(ConfigError, match="must be valid YAML"):
+        load_config(str(tmp_path / "bad.yaml"))
+
+
+def test_differences_name_keys_and_both_values() -> None:
+    before = {"train": {"steps": 1, "seed": 2}, "x": 1}
+    assert differences(before, {"train": {"steps": 3, "seed": 2}, "x": 1}) == ["train.steps: 1 -> 3"]
+    assert differences(before, before) == []

@@ -1,0 +1,230 @@
+import io
+import json
+import math
+import re
+
+import pytest
+from onbrand.evaluation import RULES, AuditReport, audit, calibrate, compare_table
+from PIL import Image
+from rich.console import Console
+
+
+def rendered(table) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def limits(catalogue):
+    return calibrate(catalogue)
+
+
+def test_further_pictures_of_the_catalogue_pass(limits, draw_catalogue):
+    assert audit(draw_catalogue(400, seed=2), limits).pass_rate >= 0.95
+
+
+@pytest.mark.parametrize("n", [20, 30, 60])
+def test_further_pictures_of_a_small_catalogue_pass(n, draw_catalogue):
+    assert audit(draw_catalogue(200, seed=2), draw_catalogue(n, seed=n)).pass_rate >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "words"),
+    [
+        (
+            {"backdrop": (225, 225, 225)},
+            "background",
+            r"backdrop colour is Delta E 5\.\d from .* at most 3\.0",
+        ),
+        ({"slope": 40}, "uniformity", r"backdrop varies by Delta E [45]\.\d, at most 3\.0"),
+        ({"centre": (0.58, 0.5)}, "centring", r"sits \+[78]\.\d% sideways \(right is \+\), allowed -2"),
+        ({"centre": (0.5, 0.43)}, "centring", r"sits -[67]\.\d% up or down \(down is \+\), allowed -"),
+        (
+            {"size": (0.3, 0.25)},
+            "scale",
+            r"product is 31\.\d% of the frame long, allowed 5\d\.\d% to 6\d\.\d%",
+        ),
+        (
+            {"size": (0.6, 0.25)},
+            "scale",
+            r"product covers 1\d\.\d% of the frame, allowed 2\d\.\d% to 2\d\.\d%",
+        ),
+        ({"colour": (50, 5, 5)}, "light", r"mean lightness is L 1\d\.\d, allowed [23]\d\.\d to 6\d\.\d"),
+        ({"colour": (255, 200, 190)}, "light", r"mean lightness is L 8\d\.\d, allowed"),
+    ],
+)
+def test_each_rule_fails_alone_and_says_why(change, rule, words, limits, draw):
+    report = audit([draw(), draw(**change)], limits)
+    good, bad = report.failures
+    assert good == []
+    assert {failure.rule for failure in bad} == {rule}
+    assert any(re.search(words, failure.reason) for failure in bad)
+    assert report.rules == {name: 0.5 if name == rule else 1.0 for name in RULES}
+    assert report.passed == [True, False]
+    assert report.pass_rate == 0.5
+
+
+def test_cropping_fails_alone_where_products_nearly_fill_the_frame(draw, draw_catalogue):
+    report = audit([draw(size=(1.04, 0.4))], draw_catalogue(200, seed=5, size=(0.94, 0.4)))
+    (failure,) = report.failures[0]
+    assert failure.rule == "cropping"
+    assert "of the picture's edge, at most" in failure.reason
+
+
+def test_light_that_is_flat_or_harsh_fails(limits, draw):
+    harsh = draw()
+    harsh.paste((10, 0, 0), (26, 20, 40, 44))
+    reasons = [failure.reason for failure in audit([harsh], limits).failures[0]]
+    assert any(reason.startswith("product's contrast is L") for reason in reasons)
+
+
+def test_a_strong_gradient_and_a_busy_picture_fail_more_than_one_rule(limits, draw):
+    for picture in (draw(slope=120), draw(noise=40)):
+        broken = {failure.rule for failure in audit([picture], limits).failures[0]}
+        assert {"uniformity", "cropping", "scale"} <= broken
+
+
+def test_products_are_judged_by_their_own_class(draw, draw_catalogue):
+    wide, small = draw_catalogue(60, seed=6, size=(0.8, 0.4)), draw_catalogue(60, seed=7, size=(0.4, 0.3))
+    classes = ["wide"] * 60 + ["small"] * 60
+    picture = [draw(size=(0.4, 0.3))]
+    known = {"reference": wide + small, "reference_classes": classes}
+    assert audit(picture, **known, classes=["small"]).pass_rate == 1
+    assert audit(picture, **known).pass_rate == 1
+    broken = audit(picture, **known, classes=["wide"]).failures[0]
+    assert {failure.rule for failure in broken} == {"scale"}
+
+
+def test_class_ids_serve_as_classes(draw):
+    pictures = [draw(seed=i) for i in range(25)]
+    assert audit(pictures, pictures, classes=[0] * 25, reference_classes=[0] * 25).pass_rate == 1
+    with pytest.raises(ValueError, match=r"class must be one of the reference's \(0\), got '7'"):
+        audit(pictures[:1], pictures, classes=[7], reference_classes=[0] * 25)
+
+
+def test_limits_may_stand_for_the_reference(limits, draw):
+    pictures = [draw(seed=i) for i in range(5)]
+    by_keyword = audit(pictures, limits=limits)
+    assert by_keyword == audit(pictures, limits)
+    assert by_keyword.limits is limits
+
+
+def test_a_folder_is_read_recursively_in_order(tmp_path, limits, draw):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    draw().save(tmp_path / "b.png")
+    draw(backdrop=(200, 200, 200)).save(tmp_path / "sub" / "a.PNG")
+    draw().save(tmp_path / ".hidden" / "c.png")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    report = audit(tmp_path, limits)
+    assert report.names == ["b.png", "sub/a.PNG"]
+    assert report.passed == [True, False]
+    assert audit(str(tmp_path), limits) == report
+
+
+def test_pictures_are_turned_upright(tmp_path, limits, draw):
+    sideways = draw().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned 90 degrees clockwise
+    sideways.save(tmp_path / "a.png", exif=exif)
+    report = audit(tmp_path, limits)
+    assert report.measures[0] == pytest.approx(audit([draw()], limits).measures[0])
+
+
+def test_json_holds_the_contract_and_the_limits(tmp_path, limits, draw):
+    report = audit([draw(), draw(), draw(colour=None)], limits)
+    report.save(tmp_path / "new" / "audit.json")
+    stored = json.loads((tmp_path / "new" / "audit.json").read_text())
+    assert stored == json.loads(report.to_json()) == report.to_dict()
+    assert stored["pass_rate"] == pytest.approx(2 / 3)
+    assert stored["standard_error"] == pytest.approx(math.sqrt(2 / 27))
+    assert stored["n"] == 3
+    assert stored["rules"]["scale"] == pytest.approx(2 / 3)
+    assert set(stored["rules"]) == set(RULES)
+    assert stored["limits"] == limits.to_dict()
+    assert stored["limits"]["floors"]["background"]["value"] == 3
+    assert stored["pictures"][2]["measures"]["lightness"] is None
+    assert stored["pictures"][2]["failures"] == [
+        {"rule": "scale", "reason": "no product stands out from the backdrop"}
+    ]
+
+
+def test_the_table_prints_rates_and_limits(limits, draw):
+    text = rendered(audit([draw(), draw(backdrop=(200, 200, 200))], limits).table(title="base [fp16]"))
+    for words in (
+        *RULES,
+        "base [fp16]",
+        "50.0% ± 35.4%",
+        "2 pictures",
+        "Delta E 3.0 from Lab (98.",
+        "400 catalogue",
+    ):
+        assert words in text
+
+
+def test_the_table_says_how_many_classes_have_limits_of_their_own(draw):
+    pictures = [draw(seed=i) for i in range(80)]
+    own = calibrate(pictures, classes=["a"] * 40 + ["b"] * 40)
+    assert "2 classes have limits of their own" in rendered(audit(pictures[:2], own).table())
+
+
+def test_reports_stand_side_by_side(limits, draw):
+    reports = {
+        "held-out": audit([draw(), draw()], limits),
+        "base [raw]": audit([draw(backdrop=(200, 200, 200))], limits),
+    }
+    lines = {line.split()[1]: line for line in rendered(compare_table(reports)).splitlines() if "│" in line}
+    assert lines["background"].split()[3::2] == ["100.0%", "0.0%"]
+    assert lines["all"].split()[4::2] == ["100.0%", "0.0%"]
+    assert lines["pictures"].split()[3::2] == ["2", "1"]
+    assert "base [raw]" in rendered(compare_table(reports))
+
+
+def test_few_reference_pictures_are_warned_about(draw):
+    with pytest.warns(UserWarning, match="limits from fewer than 20 pictures are rough, got 3"):
+        calibrate([draw(seed=i) for i in range(3)])
+
+
+def test_no_pictures_are_refused(tmp_path, limits, draw):
+    with pytest.raises(ValueError, match="images must be at least one picture, got none"):
+        audit([], limits)
+    with pytest.raises(ValueError, match="reference must be at least one picture, got none"):
+        audit([draw()], [])
+    with pytest.raises(ValueError, match=r"folder must hold pictures \(\.bmp .*\), got none in '.*'"):
+        audit(tmp_path, limits)
+    with pytest.raises(ValueError, match=r"must be a list of PIL images or an existing folder, got '.*gone'"):
+        audit(tmp_path / "gone", limits)
+    with pytest.raises(ValueError, match="reference must be pictures, a folder or limits, got None"):
+        audit([draw()])
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", None])
+def test_an_unreadable_picture_is_named(content, tmp_path, limits, draw):
+    path = tmp_path / "broken.png"
+    if content is None:  # cut off half way
+        draw().save(path)
+        content = path.read_bytes()[:900]
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"picture must be readable, got '.*broken\.png': "):
+        audit(tmp_path, limits)
+
+
+def test_wrong_lengths_and_types_are_refused(limits, draw):
+    with pytest.raises(
+        ValueError, match=r"^classes must be one class a picture, got 2 classes and 1 pictures"
+    ):
+        audit([draw()], limits, classes=["a", "b"])
+    with pytest.raises(
+        ValueError, match="reference_classes must be one class a picture, got 1 classes and 25 pic"
+    ):
+        audit([draw()], [draw(seed=i) for i in range(25)], reference_classes=["a"])
+    with pytest.raises(ValueError, match="pictures must be PIL images, got str at position 1"):
+        audit([draw(), "a.png"], limits)
+    with pytest.raises(ValueError, match="images, picture 1: image must be at least 8 x 8 pixels, got 4 x 4"):
+        audit([draw(), Image.new("RGB", (4, 4))], limits)
+
+
+def test_a_report_without_failures_has_no_error(limits):
+    report = AuditReport(names=["a"], measures=[{}], failures=[[]], limits=limits)
+    assert (report.n, report.pass_rate, report.standard_error) == (1, 1.0, 0.0)

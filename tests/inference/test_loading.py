@@ -1,0 +1,159 @@
+"""Folders, single files and hub ids: saved by us, read by us and by plain diffusers."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
+from onbrand.pca import StartDistribution, vae_fingerprint
+
+
+def quiet(pipe):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(pipe, **call):
+    call = {
+        "num_inference_steps": 2,
+        "output_type": "np",
+        "generator": torch.Generator().manual_seed(0),
+    } | call
+    return quiet(pipe)("a mug", **call).images
+
+
+@pytest.fixture(scope="module")
+def distribution(tiny):
+    x = torch.randn(6, *tiny.LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    fingerprint = vae_fingerprint(tiny.make_vae())
+    ids = torch.zeros(6, dtype=torch.long)
+    return StartDistribution.fit(x, ids, class_names=["mug"], components=1, vae_fingerprint=fingerprint)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, distribution, tmp_path_factory):
+    """A saved folder with a start distribution; read-only."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    OffsetStableDiffusionPipeline(**tiny.make_components(), start_distribution=distribution).save_pretrained(
+        folder
+    )
+    return folder
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:the sampler's first timestep")
+
+
+def test_layout(checkpoint):
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    assert index["start_distribution"] == ["start_distribution", "StartDistribution"]
+    files = {path.name for path in (checkpoint / "start_distribution").iterdir()}
+    assert files == {"config.json", "diffusion_pytorch_model.safetensors", "start_distribution.py"}
+
+
+def test_round_trip_gives_the_same_pictures(checkpoint, tiny, distribution, tmp_path):
+    built = OffsetStableDiffusionPipeline(**tiny.make_components(), start_distribution=distribution)
+    loaded = load_pipeline(checkpoint)
+    assert isinstance(loaded, OffsetStableDiffusionPipeline)
+    assert np.array_equal(picture(loaded), picture(built))
+    loaded.save_pretrained(tmp_path)
+    assert np.array_equal(picture(load_pipeline(tmp_path)), picture(built))
+
+
+def test_precision_of_the_models_only(checkpoint):
+    loaded = load_pipeline(checkpoint, torch_dtype=torch.bfloat16)
+    assert loaded.dtype == loaded.unet.dtype == loaded.vae.dtype == torch.bfloat16
+    assert loaded.start_distribution.mean.dtype == torch.float32
+
+
+def test_plain_diffusers_reads_our_folder(checkpoint):
+    plain = StableDiffusionPipeline.from_pretrained(checkpoint)
+    ours = load_pipeline(checkpoint)
+    assert np.array_equal(picture(plain), picture(ours, start="none"))
+
+
+def test_a_folder_without_start_distribution_is_plain_and_says_so_once(tiny_base, caplog):
+    with caplog.at_level(logging.WARNING, logger="onbrand"):
+        loaded = load_pipeline(tiny_base)
+        pictures = picture(loaded)
+    assert loaded.start_distribution is None
+    assert [r.message for r in caplog.records if "no start distribution" in r.message] == [
+        f"{tiny_base} has no start distribution: it samples as a plain pipeline"
+    ]
+    assert np.array_equal(pictures, picture(StableDiffusionPipeline.from_pretrained(tiny_base)))
+
+
+def test_a_start_distribution_can_be_attached_or_left_out_at_loading(tiny_base, checkpoint, distribution):
+    attached = OffsetStableDiffusionPipeline.from_pretrained(tiny_base, start_distribution=distribution)
+    assert attached.start_distribution is distribution
+    assert (
+        OffsetStableDiffusionPipeline.from_pretrained(checkpoint, start_distribution=None).start_distribution
+        is None
+    )
+
+
+def test_a_vae_swapped_in_the_folder_is_noticed(checkpoint, tiny, tmp_path):
+    swapped = shutil.copytree(checkpoint, tmp_path / "swapped")
+    tiny.make_vae(seed=1).save_pretrained(swapped / "vae")
+    with pytest.raises(ValueError, match="VAE must be the one the start distribution was fitted with"):
+        load_pipeline(swapped)
+
+
+def test_a_single_file_is_read_through_diffusers(tiny, tiny_base, tmp_path, monkeypatch):
+    parts = tiny.make_components()
+    file = tmp_path / "model.safetensors"
+    parts["unet"].save_pretrained(tmp_path)
+    shutil.move(tmp_path / "diffusion_pytorch_model.safetensors", file)
+    monkeypatch.setattr(
+        "diffusers.loaders.single_file.load_single_file_sub_model", lambda *, name, **kwargs: parts[name]
+    )
+    loaded = load_pipeline(file, config=tiny_base)
+    assert isinstance(loaded, OffsetStableDiffusionPipeline)
+    assert loaded.unet is parts["unet"]
+    assert loaded.start_distribution is None
+
+
+def change_index(folder, target, **changes):
+    shutil.copytree(folder, target)
+    index = json.loads((target / "model_index.json").read_text())
+    (target / "model_index.json").write_text(json.dumps(index | changes))
+    return target
+
+
+def test_bad_paths_are_refused(tiny_base, tmp_path):
+    for missing in (tmp_path / "missing", "./missing", "a/b/c"):
+        with pytest.raises(
+            ValueError, match="model must be an existing folder, a single file or a hub id, got"
+        ):
+            load_pipeline(missing)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"model file must end in .safetensors or .ckpt, got .*notes.txt"):
+        load_pipeline(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"model folder must hold model_index.json, got .* without it"):
+        load_pipeline(tmp_path)
+
+
+def test_an_unreachable_hub_id_is_refused():
+    with pytest.raises(
+        ValueError, match="existing folder, a single file or a hub id, got 'nobody/nothing': "
+    ):
+        load_pipeline("nobody/nothing")
+
+
+def test_a_folder_without_a_vae_is_refused(tiny_base, tmp_path):
+    no_entry = change_index(tiny_base, tmp_path / "entry", vae=[None, None])
+    no_folder = change_index(tiny_base, tmp_path / "folder")
+    shutil.rmtree(no_folder / "vae")
+    for folder in (no_entry, no_folder):
+        with pytest.raises(ValueError, match=r"model folder must hold a VAE, got .* without one"):
+            load_pipeline(folder)
+
+
+def test_another_kind_of_pipeline_is_refused(tiny_base, tmp_path):
+    xl = {"text_encoder_2": ["transformers", "CLIPTextModel"], "_class_name": "StableDiffusionXLPipeline"}
+    folder = change_index(tiny_base, tmp_path / "xl", **xl)
+    with pytest.raises(ValueError, match="Stable Diffusion 1 or 2 pipeline, got StableDiffusionXLPipeline"):
+        load_pipeline(folder)

@@ -1,0 +1,48 @@
+"""A chosen picture, fitted to the frame and encoded."""
+
+import numpy as np
+import pytest
+import torch
+from onbrand.inference.picture import encode_pictures, fit_to_frame
+from onbrand.pca import encode_mean
+from PIL import Image
+
+
+def two_tone(width=40, height=20):
+    """Left half red, right half blue."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+def test_a_picture_of_the_right_size_is_unchanged():
+    image = two_tone(32, 16)
+    assert fit_to_frame(image, 16, 32).tobytes() == image.tobytes()
+
+
+def test_the_centre_is_kept_by_crop_and_the_whole_by_pad():
+    image = Image.new("RGB", (40, 20), "green")
+    image.paste("red", (0, 0, 5, 20))
+    cropped = fit_to_frame(image, 20, 20)
+    assert cropped.getpixel((0, 10)) == (0, 128, 0)
+    padded = fit_to_frame(image, 20, 40, fit="pad", backdrop="blue")
+    assert padded.getpixel((0, 10)) == (255, 0, 0)
+    assert fit_to_frame(image, 40, 40, fit="pad", backdrop="blue").getpixel((20, 2)) == (0, 0, 255)
+
+
+def test_transparency_shows_the_backdrop_and_exif_turns():
+    assert fit_to_frame(Image.new("RGBA", (8, 8), (0, 0, 0, 0)), 8, 8).getpixel((4, 4)) == (255, 255, 255)
+    turned = two_tone(20, 20)
+    turned.getexif()[0x0112] = 3  # upside down
+    assert fit_to_frame(turned, 20, 20).getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("transform", [None, {"fit": "crop", "backdrop": "white", "height": 64, "width": 64}])
+def test_latents_are_the_vaes_scaled_mean(tiny, transform):
+    vae = tiny.make_vae()
+    image = two_tone(32, 32)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    latents = encode_pictures([image, image], vae, height=32, width=32, transform=transform)
+    assert latents.shape == (2, *tiny.LATENT_SHAPE)
+    torch.testing.assert_close(latents[1:], encode_mean(vae, pixels), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,97 @@
+"""First timesteps and the offset range, from diffusers' real schedulers."""
+
+import copy
+
+import pytest
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from onbrand.pca import DEFAULT_SAMPLERS, Sampler, build_scheduler, first_timestep, offset_from
+
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+@pytest.fixture
+def checkpoint():
+    return DDPMScheduler(**SD)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "expected"),
+    [
+        *[("DPMSolverMultistepScheduler", *pair) for pair in [(20, 941), (25, 951), (28, 953)]],
+        *[("DPMSolverMultistepScheduler", *pair) for pair in [(30, 961), (50, 951)]],
+        *[("UniPCMultistepScheduler", *pair) for pair in [(20, 941), (25, 951), (28, 953)]],
+        *[("DDIMScheduler", *pair) for pair in [(20, 951), (28, 946), (30, 958)]],
+    ],
+)
+def test_first_timesteps_with_leading_spacing(checkpoint, scheduler, steps, expected):
+    assert first_timestep(build_scheduler(checkpoint, Sampler(scheduler, steps)), steps) == expected
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_other_spacings_start_at_the_end(checkpoint, spacing):
+    sampler = Sampler("DPMSolverMultistepScheduler", 4, spacing)
+    assert first_timestep(build_scheduler(checkpoint, sampler), 4) == 999
+
+
+def test_the_spacing_is_the_checkpoints_own_even_where_it_is_a_default():
+    defaulted = DDIMScheduler(**{key: value for key, value in SD.items() if key != "timestep_spacing"})
+    built = build_scheduler(defaulted, Sampler("DPMSolverMultistepScheduler", 20))
+    assert built.config.timestep_spacing == defaulted.config.timestep_spacing == "leading"
+
+
+def test_first_timestep_leaves_the_scheduler_alone(checkpoint):
+    checkpoint.set_timesteps(7)
+    before = copy.deepcopy(checkpoint.timesteps)
+    first_timestep(checkpoint, 20)
+    assert checkpoint.timesteps.tolist() == before.tolist()
+
+
+def test_offset_range_covers_skip_interval_and_declared_samplers(checkpoint):
+    assert offset_from(checkpoint) == 941
+    assert offset_from(checkpoint.config) == 941
+    assert offset_from(checkpoint, []) == 950
+    assert offset_from(checkpoint, [], skip_interval=80) == 920
+    assert offset_from(checkpoint, [("DDIMScheduler", 28, None)]) == 946
+    assert offset_from(checkpoint, [Sampler("DDIMScheduler", 30)]) == 950
+    trailing = [Sampler(s.scheduler, s.steps, "trailing") for s in DEFAULT_SAMPLERS]
+    assert offset_from(checkpoint, trailing) == 950
+
+
+def test_no_skip_interval_is_an_empty_range(checkpoint):
+    assert offset_from(checkpoint, skip_interval=0) == 1000
+
+
+def test_a_low_range_is_refused_unless_asked_for(checkpoint):
+    few = [Sampler("DDIMScheduler", 4)]
+    match = r"offset range must start at 0.9 T = 900 or later, got 751 \(DDIMScheduler at 4 steps, leading"
+    with pytest.raises(ValueError, match=match):
+        offset_from(checkpoint, few)
+    assert offset_from(checkpoint, few, allow_low=True) == 751
+    assert offset_from(checkpoint, [Sampler("DDIMScheduler", 10)]) == 901
+    with pytest.raises(ValueError, match=r"got 800 \(skip_interval = 200\)"):
+        offset_from(checkpoint, [], skip_interval=200)
+
+
+def test_bad_declarations_are_refused(checkpoint):
+    with pytest.raises(ValueError, match=r"nearest: DDIMScheduler\), got 'DDIMSchedular'"):
+        offset_from(checkpoint, [Sampler("DDIMSchedular", 20)])
+    with pytest.raises(ValueError, match="spacing must be one of leading, trailing, linspace, got 'log'"):
+        offset_from(checkpoint, [Sampler("DDIMScheduler", 20, "log")])
+    with pytest.raises(
+        ValueError, match="spacing must be None for CMStochasticIterativeScheduler, got 'leading'"
+    ):
+        build_scheduler(checkpoint, Sampler("CMStochasticIterativeScheduler", 20, "leading"))
+    with pytest.raises(ValueError, match="steps must be a positive integer, got 0"):
+        first_timestep(checkpoint, 0)
+    with pytest.raises(ValueError, match=r"skip_interval must be in \[0, 1000\], got 1001"):
+        offset_from(checkpoint, skip_interval=1001)
+
+
+def test_flow_matching_has_a_first_timestep_too():
+    assert first_timestep(FlowMatchEulerDiscreteScheduler(), 10) == 1000

@@ -1,0 +1,171 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from onbrand.configs import Config, ConfigError
+from onbrand.inference import load_pipeline
+from onbrand.train import loop
+from onbrand.train.checkpoint import checkpoints, step_of
+from onbrand.train.metrics import read_metrics
+from onbrand.train.models import load_base
+from onbrand.train.run import run_training, start_run
+from rich.console import Console
+from safetensors.torch import load_file
+
+QUIET = Console(quiet=True)
+MakeConfig = Callable[..., Config]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_run_leaves_everything_it_promises(make_config: MakeConfig, tiny_base: Path) -> None:
+    run = run_training(make_config(), console=QUIET)
+    for name in ("config.yaml", "start_distribution", "metrics.jsonl", "audit.json", "limits.json", "report.html",
+                 "before_and_after.png", "samples/step_0.png", "samples/step_6.png"):  # fmt: skip
+        assert (run / name).exists(), name
+    assert not list(run.rglob("*.partial"))
+    audit = json.loads((run / "audit.json").read_text())
+    assert audit["n"] == 4
+    assert {"pass_rate", "rules"} <= set(audit)
+    assert [step_of(path) for path in checkpoints(run)] == [4, 6]
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["loss"] > 0 for row in rows)
+    before = load_base(str(tiny_base)).unet.state_dict()
+    assert any(not torch.equal(before[key], value) for key, value in weights_of(run).items())
+    shipped = load_pipeline(run / "model")
+    assert shipped.start_distribution.class_names[0] == "bag"
+    assert shipped.start_distribution.offset_from == 941
+    assert "http" not in (run / "report.html").read_text()
+
+
+def test_the_same_command_again_repeats_nothing(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_training(make_config(), console=QUIET)
+    written = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert run_training(make_config(), console=QUIET) == run
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == written
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, tmp_path: Path, method: str,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    options = {"model__method": method, "train__steps": 5, "train__schedule": "cosine", "train__weight_decay": 0.1}
+    whole = run_training(make_config(run__dir=tmp_path / "whole", **options), console=QUIET)
+    config = make_config(run__dir=tmp_path / "broken", **options)
+    original = loop.check_finite
+
+    def power_cut(loss: float, step: int, run: Path) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        original(loss, step, run)
+
+    monkeypatch.setattr(loop, "check_finite", power_cut)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config, console=QUIET)
+    monkeypatch.setattr(loop, "check_finite", original)
+    assert [step_of(path) for path in checkpoints(tmp_path / "broken")] == [2]
+    broken = run_training(config, console=QUIET)
+    first, second = weights_of(whole), weights_of(broken)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    keys = ("step", "loss", "loss_elsewhere", "lr")
+    assert [[row.get(key) for key in keys] for row in read_metrics(whole)] == [
+        [row.get(key) for key in keys] for row in read_metrics(broken)
+    ]
+
+
+def test_a_run_with_another_config_stops_and_says_what_differs(make_config: MakeConfig) -> None:
+    start_run(make_config())
+    with pytest.raises(ConfigError, match=r"got differences:\n  train.learning_rate: 0.001 -> 0.002"):
+        start_run(make_config(train__learning_rate=2e-3))
+
+
+def test_dry_run_writes_no_run(make_config: MakeConfig) -> None:
+    console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    run = run_training(make_config(), console=console, dry_run=True)
+    text = console.export_text()
+    assert not run.exists()
+    assert "t >= 941 of 1000" in text
+    assert "4 x 1 process(es) x 1 accumulation = 4" in text
+    assert "EulerDiscreteScheduler, 30 steps" in text
+
+
+def test_lora_run_ships_merged_weights_and_its_adapters(make_config: MakeConfig, tiny_base: Path) -> None:
+    run = run_training(make_config(model__method="lora", model__lora__rank=2), console=QUIET)
+    assert (run / "lora" / "pytorch_lora_weights.safetensors").exists()
+    merged = weights_of(run)
+    assert not any("lora" in key for key in merged)
+    base = load_base(str(tiny_base))
+    changed = [key for key, value in base.unet.state_dict().items() if not torch.equal(value, merged[key])]
+    assert changed
+    assert all("attn" in key for key in changed)
+    base.load_lora_weights(run / "lora")
+    base.fuse_lora()
+    base.unload_lora_weights()
+    for key, value in base.unet.state_dict().items():
+        torch.testing.assert_close(value, merged[key], rtol=1e-4, atol=1e-6)
+
+
+def test_lora_targets_that_match_nothing(make_config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"must match modules of the UNet, got \['to_qq'\]"):
+        run_training(make_config(model__method="lora", model__lora__targets="[to_q, to_qq]"), console=QUIET)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = loop.training_loss, []
+
+    def poisoned(batch: dict, **options: object):
+        calls.append(1)
+        loss, per_sample = original(batch, **options)
+        return (loss * float("nan"), per_sample * float("nan")) if len(calls) > 3 else (loss, per_sample)
+
+    monkeypatch.setattr(loop, "training_loss", poisoned)
+    config = make_config()
+    with pytest.raises(ValueError, match=r"loss must be finite, got nan by step 4; the last good checkpoint is .*step_2"):
+        run_training(config, console=QUIET)
+    assert [step_of(path) for path in checkpoints(Path(config.run.dir))] == [2]
+    saved = load_file(Path(config.run.dir) / "checkpoints" / "step_2" / "model.safetensors")
+    assert all(value.isfinite().all() for value in saved.values())
+
+
+def test_too_few_pictures_for_the_components_is_said_before_encoding(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"start.components must be below .* got 9 for class '\w+' with \d"):
+        run_training(make_config(start__components=9), console=QUIET)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_components_are_drawn_from_at_the_audit(make_config: MakeConfig) -> None:
+    run = run_training(make_config(start__components=1, data__studio__pictures=60), console=QUIET)
+    assert load_pipeline(run / "model").start_distribution.components.shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__base": "/no/such/folder"}, "must be an existing folder"),
+        ({"data__source": "/no/such/catalogue"}, "catalogue source must be"),
+        ({"start__samplers": "[{scheduler: DDIMScheduler, steps: 4}]"}, "0.9 T"),
+        ({"start__samplers": "[{scheduler: DDIMSchedular, steps: 20}]"}, "DDIMScheduler"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(make_config: MakeConfig, changes: dict, message: str) -> None:
+    config = make_config(**changes)
+    with pytest.raises(ValueError, match=message):
+        run_training(config, console=QUIET)
+    assert not Path(config.run.dir).exists()
+
+
+def test_balanced_loss_groups_add_up(make_config: MakeConfig) -> None:
+    run = run_training(make_config(start__emphasis=0.5), console=QUIET)
+    rows = read_metrics(run)
+    assert any("loss_offset_range" in row for row in rows)
+    for row in rows:
+        parts = [row[key] for key in ("loss_offset_range", "loss_elsewhere") if key in row]
+        assert min(parts) - 1e-6 <= row["loss"] <= max(parts) + 1e-6
+        assert any(key.startswith("loss_class/") for key in row)

@@ -1,0 +1,151 @@
+"""A whole run: prepare, fit, train, export, audit. Every stage that is already done is left alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console
+from rich.progress import Progress
+
+from ..configs import ConfigError, differences
+from ..configs.schema import Config
+from ..data.table import catalogue_table
+from ..evaluation import Limits, compare_table
+from ..inference.pipeline import load_pipeline
+from ..pca import StartDistribution
+from .export import export_model
+from .judge import Audited, audit_held_out, audit_model, fix_limits, save_audit, side_by_side
+from .loop import set_up, train
+from .metrics import read_metrics
+from .models import load_base
+from .plan import plan_table
+from .prepare import Prepared, prepare, transform_of
+from .preview import save_preview, shipping_pipeline
+from .report import write_report
+
+HELD_OUT, BASE, NOISE, START = "held-out catalogue", "base model", "from pure noise", "from start distribution"
+
+
+def start_run(config: Config) -> Path:
+    """The run's folder with its config.yaml. Raises ConfigError listing what differs from an earlier start."""
+    run = Path(config.run.dir)
+    file = run / "config.yaml"
+    values = config.to_dict()
+    if file.exists():
+        changed = differences(yaml.safe_load(file.read_text()), values)
+        if changed:
+            raise ConfigError(
+                f"config must be the one that {run} was started with, got differences:\n  " + "\n  ".join(changed)
+            )
+        return run
+    run.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name("config.yaml.partial")
+    beside.write_text(yaml.safe_dump(values, sort_keys=False))
+    os.replace(beside, file)
+    return run
+
+
+def run_training(config: Config, *, console: Console, dry_run: bool = False) -> Path:
+    """Runs what is left of a run and returns its folder; with dry_run only prints the plan.
+
+    Raises ValueError on anything wrong with config, base or catalogue before the first step is taken.
+    """
+    accelerator = Accelerator(
+        mixed_precision=config.train.mixed_precision,
+        gradient_accumulation_steps=config.train.gradient_accumulation,
+        log_with=None if config.run.tracker == "none" else config.run.tracker,
+        project_dir=config.run.dir,
+    )
+    set_seed(config.run.seed)
+    pipeline = load_base(config.model.base)
+    cache_dir = Path(config.data.cache_dir or Path(config.run.dir).parent / "latents")
+    pipeline.vae.to(accelerator.device)
+    with accelerator.main_process_first():
+        prepared = prepare(config, pipeline, cache_dir=cache_dir, device=str(accelerator.device))
+    if accelerator.is_main_process:
+        console.print(catalogue_table(prepared.train, prepared.held_out))
+        console.print(plan_table(config, pipeline, prepared, processes=accelerator.num_processes))
+    if dry_run:
+        return Path(config.run.dir)
+    run = start_run(config)
+    if not (run / "model").exists():
+        _train_and_export(config, pipeline, prepared, accelerator, run=run)
+    if accelerator.is_main_process:
+        if not (run / "audit.json").exists():
+            _judge(config, prepared, run=run, cache_dir=cache_dir, console=console, device=str(accelerator.device))
+        console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
+        console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
+    accelerator.wait_for_everyone()
+    return run
+
+
+def _train_and_export(
+    config: Config, pipeline: Any, prepared: Prepared, accelerator: Accelerator, *, run: Path
+) -> None:
+    if accelerator.is_main_process:
+        prepared.start_distribution.save_pretrained(run / "start_distribution")
+    if config.run.tracker != "none":
+        options = {"wandb": {"mode": os.environ.get("WANDB_MODE", "offline"), "dir": str(run)}}
+        accelerator.init_trackers("onbrand", config=_flat(config.to_dict()), init_kwargs=options)
+    training = set_up(config, pipeline, accelerator, run=run)
+
+    def preview(step: int) -> None:
+        save_preview(
+            training, prepared.start_distribution, prepared.train, step=step, run=run, settings=config.run.audit
+        )
+
+    train(config, training, prepared, run=run, preview=preview)
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        export_model(training, prepared.start_distribution, run=run, prompt=prepared.train.captions[0])
+    accelerator.wait_for_everyone()
+
+
+def _judge(
+    config: Config, prepared: Prepared, *, run: Path, cache_dir: Path, console: Console, device: str
+) -> None:
+    """Audits held-out pictures, the base, and the shipped model from pure noise and from its start."""
+    settings = config.run.audit
+    model = load_pipeline(run / "model").to(device)
+    base = shipping_pipeline(load_base(config.model.base), StartDistribution.from_pretrained(run / "start_distribution"))
+    limits: Limits = fix_limits(prepared.train, prepared.cache, model.vae)
+    limits.save(run / "limits.json")
+    start = "draw" if config.start.components else "mean"
+    audits: dict[str, Audited] = {
+        HELD_OUT: audit_held_out(
+            prepared.held_out, model.vae, limits=limits, transform=transform_of(config.data), cache_dir=cache_dir
+        )
+    }
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
+        advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731
+        for name, pipeline, how in ((BASE, base.to(device), "none"), (NOISE, model, "none"), (START, model, start)):
+            audits[name] = audit_model(
+                pipeline, prepared.held_out, limits=limits, start=how, settings=settings, seed=config.run.seed,
+                advance=advance,
+            )  # fmt: skip
+    for name, audited in audits.items():
+        save_audit(audited, name=name.replace(" ", "_"), run=run)
+    rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
+    side_by_side(rows).save(run / "before_and_after.png")
+    reports = {name: audited.report for name, audited in audits.items()}
+    write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
+    audits[START].report.save(run / "audit.json")
+    console.print(compare_table(reports))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested config values as the flat, plain ones that trackers take."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, int | float | str | bool) else str(value)
+    return flat
