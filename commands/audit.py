@@ -9,7 +9,7 @@ from ..configs import config_of
 from ..configs.schema import Config
 from .console import quiet_console
 
-FOLDER_RESOLUTION = 256  # catalogue pictures are fitted to this square before they set limits for a folder
+FOLDER_RESOLUTION = 256  # pictures of a folder and of its catalogue are fitted to this square before they are compared
 
 
 def audit(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> float:
@@ -43,9 +43,10 @@ def _audit_folder(subject: str, *, against: str, overrides: list[str], start: st
 
     config = config_of(overrides, data={"source": against, "resolution": FOLDER_RESOLUTION})
     catalogue, transform = open_catalogue(config.data), transform_of(config.data)
-    names, pictures = zip(*named_pictures(subject), strict=True)
+    names, found = zip(*named_pictures(subject), strict=True)
+    pictures = [transform.resize(picture) for picture in found]
     reference = (transform.resize(catalogue.image(i)) for i in range(len(catalogue)))
-    return Audited(list(pictures), list(names), audit_pictures(pictures, reference))
+    return Audited(pictures, list(names), audit_pictures(pictures, reference))
 
 
 def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> Any:

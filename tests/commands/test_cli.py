@@ -1,0 +1,107 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from onbrand.__main__ import app
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+
+def invoke(*arguments: object) -> str:
+    result = runner.invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """Twenty-four dark products on white, two classes."""
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    rows = []
+    for i in range(24):
+        image = Image.new("RGB", (80, 64), "white")
+        pen = ImageDraw.Draw(image)
+        (pen.ellipse if i % 2 else pen.rectangle)((22, 14, 58 + i % 3, 50), fill=(40 + 5 * i, 60, 90))
+        image.save(folder / f"{i:02d}.png")
+        rows.append({"file_name": f"{i:02d}.png", "text": f"item {i}", "class": "round" if i % 2 else "square"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def test_init_writes_a_config_that_runs_by_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    invoke("init", path)
+    assert path.read_text().splitlines()[0] == f"# onbrand train {path}"
+    invoke("train", path, "--help")
+    with pytest.raises(ValueError, match="must be a new file"):
+        invoke("init", path)
+
+
+def test_train_sample_and_audit_on_a_catalogue_of_files(tiny_base: Path, catalogue: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    out = invoke(
+        "train", "quickstart", f"model.base={tiny_base}", f"data.source={catalogue}", "data.resolution=32",
+        "train.steps=2", "train.batch_size=4", "train.log_every=1", "run.audit.pictures=4", f"run.dir={run}",
+    )  # fmt: skip
+    assert "round" in out
+    assert "report.html" in out
+    sheet = tmp_path / "samples" / "sheet.jpg"
+    invoke("sample", run / "model", "item", "--class", "round", "--count", 2, "--seed", 5, "-o", sheet.parent)
+    first = Image.open(sheet.parent / "0001.png")
+    assert first.size == (32, 32)
+    recipe = json.loads(first.text["onbrand"])
+    assert (recipe["seed"], recipe["prompt"], recipe["class"]) == (6, "item", "round")
+    before = (sheet.parent / "0001.png").read_bytes()
+    invoke("sample", run / "model", "item", "--class", "round", "--count", 2, "--seed", 5, "-o", sheet.parent)
+    assert (sheet.parent / "0001.png").read_bytes() == before
+    # a folder of the catalogue's own pictures passes its own audit
+    out = invoke("audit", catalogue, "--against", catalogue, "-o", tmp_path / "audit", "--min-pass", 0.9)
+    assert "all rules" in out
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["n"] == 24
+    invoke("audit", run / "model", "run.audit.pictures=4", "--against", catalogue, "-o", tmp_path / "model_audit")
+    assert (tmp_path / "model_audit" / "sheet.jpg").exists()
+    failing = runner.invoke(app, ["audit", str(sheet.parent), "--against", str(catalogue), "-o", str(tmp_path / "x"),
+                                  "--min-pass", "0.99"])  # fmt: skip
+    assert failing.exit_code == 1
+
+
+def test_fit_attaches_a_start_distribution_without_training(tiny_base: Path, catalogue: Path, tmp_path: Path) -> None:
+    from onbrand import load_pipeline
+
+    out = tmp_path / "fitted"
+    text = invoke(
+        "fit", catalogue, "run.audit.pictures=4", "start.components=2", "--into", tiny_base, "-o", out
+    )
+    assert "from the class mean" in text
+    fitted = load_pipeline(out)
+    assert fitted.start_distribution.components.shape[:2] == (2, 2)
+    plain = load_pipeline(tiny_base).unet.state_dict()
+    assert all((plain[key] == value).all() for key, value in fitted.unet.state_dict().items())
+    assert (out / "fit" / "audits" / "from_pure_noise.json").exists()
+    with pytest.raises(ValueError, match="output must be a new folder"):
+        invoke("fit", catalogue, "--into", tiny_base, "-o", out)
+
+
+def test_prompts_from_a_file(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n\ntwo\n")
+    invoke("sample", tiny_base, f"@{file}", "--count", 1, "--steps", 2, "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    with pytest.raises(ValueError, match="prompt file must exist"):
+        invoke("sample", tiny_base, "@nowhere.txt")
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="prompts must be at least one"):
+        invoke("sample", tiny_base, f"@{file}")
+
+
+def test_errors_are_one_line_and_exit_status_2() -> None:
+    command = [sys.executable, "-m", "onbrand", "train", "quickstart", "train.stepz=3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean steps?" in done.stderr
+    assert "Traceback" not in done.stderr
