@@ -16,7 +16,7 @@ _PUBLIC = {
     "offset_target": "pca",
     "start_latents": "inference",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC)]
 
 
 def __getattr__(name: str) -> Any:

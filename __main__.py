@@ -36,7 +36,9 @@ def init(
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file or the name of a shipped recipe")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the plan, train nothing")
+    ] = False,
 ) -> None:
     """Catalogue in, on-brand checkpoint out. The same command again resumes the run."""
     from .commands.train import train
@@ -59,7 +61,9 @@ def fit(
 
 @app.command()
 def sample(
-    checkpoint: Annotated[str, typer.Argument(help="A run's model folder, any diffusers folder, file or hub id")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="A run's model folder, any diffusers folder, file or hub id")
+    ],
     prompts: Annotated[list[str], typer.Argument(help="One picture set a prompt; @FILE reads one a line")],
     class_name: Annotated[str | None, typer.Option("--class", help="The class to start from")] = None,
     start: Annotated[str, typer.Option(help="mean, draw, or none for pure noise")] = "mean",

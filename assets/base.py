@@ -21,7 +21,12 @@ TEXT_WIDTH = 64
 
 # With d = 1024 this end of the schedule gives d * alphas_cumprod[-1] = 76, as SD has with d = 16384: the last
 # training latents give away as much of the picture (METHODS 1, "Laboratory scale").
-SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.0049, "beta_schedule": "scaled_linear"}
+SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.0049,
+    "beta_schedule": "scaled_linear",
+}
 
 
 def tiny_scheduler() -> DDIMScheduler:
@@ -78,7 +83,7 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray, *, batch: int = 64) -> torc
 def train_base(
     latents: torch.Tensor, captions: list[str], tokenizer: CLIPTokenizer, *, work: Path, steps: int = STEPS
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """The averaged (EMA) UNet and text encoder after plain epsilon training on scaled latents and captions."""
+    """The averaged (EMA) UNet and text encoder after plain epsilon training on scaled latents."""
     torch.manual_seed(0)
     models = torch.nn.ModuleDict({"unet": tiny_unet(), "text_encoder": tiny_text_encoder(tokenizer)})
     unet, text_encoder = models["unet"], models["text_encoder"]

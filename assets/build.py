@@ -1,6 +1,7 @@
 """Builds the tiny base from nothing: `python -m onbrand.assets.build --work WORK --out FOLDER`.
 
-Draws the studio, trains the autoencoder, encodes the wild look, trains text encoder and UNet. Every stage keeps
+Draws the studio, trains the autoencoder, encodes the wild look, trains text encoder and UNet. Every stage
+keeps
 its result in WORK and is skipped, or resumed from its newest checkpoint, when the command is given again.
 """
 
@@ -106,7 +107,11 @@ def _keep_history(work: Path, out: Path, *, white_mean: list[float]) -> None:
         "seed": SEED,
         "pictures": {"wild": WILD, "on-brand (autoencoder only)": ON_BRAND},
         "vae": {"steps": vae_stage.STEPS, "batch": vae_stage.BATCH, "learning_rate": vae_stage.LEARNING_RATE},
-        "base": {"steps": base_stage.STEPS, "batch": base_stage.BATCH, "learning_rate": base_stage.LEARNING_RATE},
+        "base": {
+            "steps": base_stage.STEPS,
+            "batch": base_stage.BATCH,
+            "learning_rate": base_stage.LEARNING_RATE,
+        },
         "schedule": base_stage.SCHEDULE,
         "seconds": json.loads((work / "times.json").read_text()),
         "mean scaled latent of on-brand pictures, by channel": white_mean,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class ProductClassifier(nn.Module):
         super().__init__()
         widths = (3, 24, 48, 96, 128)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
             layers += [nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.features = nn.Sequential(*layers)
@@ -67,6 +68,6 @@ def train_classifier(*, work: Path, pictures: int = 16_000, steps: int = STEPS) 
 
 @torch.no_grad()
 def read(model: ProductClassifier, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Presence probability (N, kinds) and the most likely colour's index (N, kinds) of (N, 64, 64, 3) uint8."""
+    """Presence probability and most likely colour's index, (N, kinds) each, of (N, 64, 64, 3) uint8."""
     logits = torch.cat([model(to_pixels(pictures[i : i + 128])) for i in range(0, len(pictures), 128)])
     return logits[..., 0].sigmoid(), logits[..., 1:].argmax(-1)

@@ -1,7 +1,9 @@
-"""Is the tiny base fit to be the laboratory? `python -m onbrand.assets.gate --base assets/tiny-base --work WORK`
+"""Is the tiny base fit to be the laboratory? `python -m onbrand.assets.gate --base assets/tiny-base --work
+WORK`
 
 Measures whether prompts control kind and colour, whether two-product prompts show both, and whether the base
-leaks as Stable Diffusion does: 800 steps of plain fine-tuning on white must fail from pure noise and work from
+leaks as Stable Diffusion does: 800 steps of plain fine-tuning on white must fail from pure noise and work
+from
 the class mean. Writes gate.json and sample_sheet.png.
 """
 
@@ -41,9 +43,14 @@ def gate(
     out.mkdir(parents=True, exist_ok=True)
     classifier = _classifier(work)
     pipeline = load_pipeline(base)
-    result: dict[str, Any] = {"guidance_scale": guidance_scale, "sampler": "DDIM, 50 steps", "prompts": prompts}
+    result: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "sampler": "DDIM, 50 steps",
+        "prompts": prompts,
+    }
     result["classifier on real pictures"] = _scores(
-        classifier, [Shot("wild", 64, HELD_OUT_SEED, i, (product,)) for i, product in enumerate(_products(prompts, 1))]
+        classifier,
+        [Shot("wild", 64, HELD_OUT_SEED, i, (product,)) for i, product in enumerate(_products(prompts, 1))],
     )
     sheets: list[Image.Image] = []
     captions: list[str] = []
@@ -65,7 +72,9 @@ def gate(
     typer.echo(json.dumps(result, indent=1))
 
 
-def score(classifier: ProductClassifier, pictures: np.ndarray, casts: list[tuple[Product, ...]]) -> dict[str, float]:
+def score(
+    classifier: ProductClassifier, pictures: np.ndarray, casts: list[tuple[Product, ...]]
+) -> dict[str, float]:
     """Share of pictures that show every product asked for, and of products shown whose colour is right.
 
     One product: the most likely kind must be the one asked for. Several: each must be present at p > 0.5.
@@ -81,7 +90,8 @@ def score(classifier: ProductClassifier, pictures: np.ndarray, casts: list[tuple
         right += sum(k in found for k in kinds)
         both += all(k in found for k in kinds)
         colour_right += sum(
-            COLOUR_NAMES[int(colours[row, kind])] == product.colour for kind, product in zip(kinds, cast, strict=True)
+            COLOUR_NAMES[int(colours[row, kind])] == product.colour
+            for kind, product in zip(kinds, cast, strict=True)
         )
     return {
         "class right": round(right / asked, 4),
@@ -121,7 +131,7 @@ def _classifier(work: Path) -> ProductClassifier:
 
 
 def _leak(base: Path, work: Path) -> dict[str, Any]:
-    """Border rules (background and uniformity) after plain fine-tuning, from pure noise and from the class mean."""
+    """Border rules kept after plain fine-tuning, from pure noise and from the class mean."""
     from rich.console import Console
 
     from ..train.run import run_training
@@ -137,7 +147,9 @@ def _leak(base: Path, work: Path) -> dict[str, Any]:
     for name in ("from_pure_noise", "from_start_distribution"):
         pictures = json.loads((run / "audits" / f"{name}.json").read_text())["pictures"]
         broken = [{failure["rule"] for failure in picture["failures"]} for picture in pictures]
-        found[name] = round(sum(not rules & {"background", "uniformity"} for rules in broken) / len(broken), 4)
+        found[name] = round(
+            sum(not rules & {"background", "uniformity"} for rules in broken) / len(broken), 4
+        )
     return {"plain fine-tuning steps": LEAK_STEPS, "border rules passed": found}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def optimise(
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
                 beside = folder / f"step_{step + 1}.partial"
                 accelerator.save_state(str(beside))
-                os.replace(beside, folder / f"step_{step + 1}")
+                beside.rename(folder / f"step_{step + 1}")
 
 
 def _newest(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def drawn_once(shots: list[Shot], *, file: Path) -> tuple[np.ndarray, list[str]]
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"partial-{file.name}")
         np.save(beside, draw(shots))
-        os.replace(beside, file)
+        beside.replace(file)
         captions.write_text(json.dumps([shot.caption() for shot in shots]))
     return np.load(file, mmap_mode="r"), json.loads(captions.read_text())
 

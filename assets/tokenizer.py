@@ -11,12 +11,13 @@ from transformers import CLIPTokenizer
 from ..data.studio import CLASSES, COLOURS, FINISHES
 
 CONTEXT_LENGTH = 32
-WORDS = [*CLASSES, *COLOURS, *FINISHES, "a", "an", "and", "the", "of", "on", "white", "grey", "background", "product",
+WORDS = [*CLASSES, *COLOURS, *FINISHES, "a", "an", "and", "the", "of", "on", "white", "grey", "background",
+"product",
          "photo", "picture", "studio", "with", ",", "."]  # fmt: skip
 
 
 def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Every studio word is one token; anything else falls back to pieces and bytes, so any caption can be read."""
+    """Every studio word is one token; anything else falls back to pieces and bytes."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit()])
@@ -27,10 +28,14 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
-    vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    vocabulary = {
+        token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n"
+    )
     tokenizer = CLIPTokenizer(
         vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=CONTEXT_LENGTH
     )

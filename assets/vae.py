@@ -32,9 +32,10 @@ def tiny_vae() -> AutoencoderKL:
 def train_vae(pictures: np.ndarray, *, work: Path, steps: int = STEPS) -> AutoencoderKL:
     """Trains on (N, 64, 64, 3) uint8 pictures and sets the scaling factor for unit std of their latents.
 
-    The loss is L1 on pixels and on their differences, a small KL term, and a pull of the first channel towards
-    the local brightness. SD's own VAE codes white far from zero; a code with white near zero would have no
-    leak to fix (METHODS 1, "Laboratory scale"), and nothing else in this loss would decide it.
+    The loss is L1 on pixels and on their differences, a small KL term, and a pull of the first channel
+    towards the local brightness. SD's own VAE codes white far from zero; a code with white near zero
+    would have no leak to fix (METHODS 1, "Laboratory scale"), and nothing else in this loss would decide
+    it.
     """
     torch.manual_seed(0)
     vae = tiny_vae().to(memory_format=torch.channels_last)
@@ -57,7 +58,9 @@ def train_vae(pictures: np.ndarray, *, work: Path, steps: int = STEPS) -> Autoen
     optimise(vae, loss_of, name="vae", work=work, steps=steps, learning_rate=LEARNING_RATE)
     vae.eval()
     with torch.no_grad():
-        sample = torch.cat([vae.encode(to_pixels(pictures[i : i + 64])).latent_dist.mean for i in range(0, 1024, 64)])
+        sample = torch.cat(
+            [vae.encode(to_pixels(pictures[i : i + 64])).latent_dist.mean for i in range(0, 1024, 64)]
+        )
     vae.register_to_config(scaling_factor=round(1 / sample.std().item(), 5))
     return vae
 

@@ -9,13 +9,15 @@ from ..configs import config_of
 from ..configs.schema import Config
 from .console import quiet_console
 
-FOLDER_RESOLUTION = 256  # pictures of a folder and of its catalogue are fitted to this square before they are compared
+FOLDER_RESOLUTION = (
+    256  # pictures of a folder and of its catalogue are fitted to this square before they are compared
+)
 
 
 def audit(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> float:
     """Prints the table, writes JSON and a contact sheet to `output`; returns the pass rate.
 
-    Raises ValueError on a subject that is neither pictures nor a checkpoint, or a catalogue that cannot be read.
+    Raises ValueError on a subject that is neither pictures nor a checkpoint, or an unreadable catalogue.
     """
     console = quiet_console()
     from ..train.models import resolve_base
@@ -60,7 +62,9 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     pipeline = load_pipeline(subject)
     config = config_of(overrides, data={"source": against, "resolution": resolution_of(pipeline)})
     train, held_out = open_catalogue(config.data).split(config.data.held_out, config.run.seed)
-    cache = cache_latents(train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output))
+    cache = cache_latents(
+        train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output)
+    )
     limits = fix_limits(train, cache, pipeline.vae)
     settings = config.run.audit
     with Progress(transient=True) as progress:

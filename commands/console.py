@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 def quiet_console() -> Console:
-    """A console; the libraries' notes about optional parts are silenced, their warnings and errors are not."""
+    """A console; the libraries' notes about optional parts are silenced."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -11,7 +11,7 @@ from .console import quiet_console
 
 
 def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Path:
-    """Writes the checkpoint with the catalogue's start distribution to `output`, and its audits before and after.
+    """Writes the checkpoint with a start distribution to `output`, and its audits before and after.
 
     Raises ValueError when `output` exists, or anything is wrong with checkpoint or catalogue.
     """
@@ -48,5 +48,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
             reports[name] = audited.report
     beside.rename(output)
     console.print(compare_table(reports, title=f"On-brand audit of {into} against {catalogue}"))
-    console.print(f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}")
+    console.print(
+        f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}"
+    )
     return output

@@ -39,7 +39,7 @@ def sample(
     seed: int,
     output: Path,
 ) -> Path:
-    """Draws `count` pictures a prompt into `output`; returns the contact sheet. Raises ValueError on bad input."""
+    """Draws `count` pictures a prompt into `output`; returns the contact sheet."""
     prompts = [prompt for prompt in read_prompts(prompts) for _ in range(count)]
     quiet_console()
     from PIL import Image, PngImagePlugin
@@ -47,9 +47,9 @@ def sample(
 
     from ..evaluation import contact_sheet
     from ..inference.generate import generate
+    from ..inference.pipeline import load_pipeline
     from ..pca import Sampler
     from ..train.models import resolve_base
-    from ..inference.pipeline import load_pipeline
 
     pipeline = load_pipeline(resolve_base(checkpoint))
     recipe: dict[str, Any] = {

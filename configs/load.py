@@ -63,7 +63,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Validates nested values. Raises ConfigError with all problems at once, unknown keys with the nearest name."""
+    """Validates nested values. Raises ConfigError with all problems at once."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:

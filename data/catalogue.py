@@ -36,11 +36,12 @@ def load_catalogue(
     Image folders follow imagefolder's convention: metadata.jsonl or .csv with `file_name`, and
     `<column>_file_name` for further pictures of a row. Without metadata the words of the file's name, else of
     its folder's, are the caption. image_columns: the pictures of a row, all under its caption. image_classes:
-    image column -> class; other columns take the class from class_column (a column named `class` without being told), else from the folder the file is
-    in, else "product" (a lone sub-folder beside metadata, such as images/, is no class). class_prefixes:
-    class -> prefix, so that its captions read "prefix, caption". Rows without caption, class or picture are
-    dropped and counted in `.dropped`; so are unreadable pictures, unless on_bad_image is "error". limit: of
-    rows, from the top. split: of a hub data set.
+    image column -> class; other columns take the class from class_column (a column named `class` without
+    being told), else from the folder the file is in, else "product" (a lone sub-folder beside metadata,
+    such as images/, is no class). class_prefixes: class -> prefix, so that its captions read "prefix,
+    caption". Rows without caption, class or picture are dropped and counted in `.dropped`; so are
+    unreadable pictures, unless on_bad_image is "error". limit: of rows, from the top. split: of a hub
+    data set.
     Raises ValueError on a missing column (with the nearest name), an unknown class or image column in the
     mappings, an unreadable picture if asked to (file and row named), and if nothing is left.
     """

@@ -26,7 +26,9 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }  # fmt: skip
 FINISHES = ("plain", "striped", "dotted")
 LOOKS = ("on-brand", "wild")
-STUDIO_VERSION = 1  # part of every picture's recipe: to be raised when the same shot would come out differently
+STUDIO_VERSION = (
+    1  # part of every picture's recipe: to be raised when the same shot would come out differently
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Shot:
 
 
 def studio_catalogue(pictures: int, *, size: int, seed: int = 0, look: str = "on-brand") -> Catalogue:
-    """The studio's catalogue: `pictures` shots, each drawn when it is opened; the class is the first product's kind.
+    """The studio's catalogue: shots drawn when they are opened; the class is the first product's kind.
 
     Attributes of a picture: `kind`, `colour`, `finish` of its first product.
     Raises ValueError on an unknown look, a size outside [64, 512] or fewer than one picture.
@@ -134,7 +136,9 @@ def _wild(shot: Shot) -> Image.Image:
     light = Light(rng.uniform(-1, 1), rng.uniform(0.1, 0.5), rng.choice([0.0, rng.uniform(0.1, 0.5)]))
     for product, placement in zip(products, _wild_placements(rng, len(products)), strict=True):
         parts = PRODUCTS[product.kind](rng)
-        paint(canvas, parts, placement, colour=_pigment(rng, product.colour), finish=product.finish, light=light)
+        paint(
+            canvas, parts, placement, colour=_pigment(rng, product.colour), finish=product.finish, light=light
+        )
     exposure = rng.uniform(0.72, 1.12) * (1 + rng.normal(0, 0.03, 3))
     return to_picture(canvas * exposure.astype(np.float32), rng, noise=rng.uniform(0.002, 0.012))
 
@@ -149,6 +153,11 @@ def _wild_placements(rng: np.random.Generator, count: int) -> list[Placement]:
     else:
         middle = (np.arange(count) + 0.5) / count
         sizes = rng.uniform(0.85, 1.15, count) * (0.52 if count == 2 else 0.40)
-        spots = [(m + rng.uniform(-0.04, 0.04), rng.uniform(0.32, 0.68), s) for m, s in zip(middle, sizes, strict=True)]
+        spots = [
+            (m + rng.uniform(-0.04, 0.04), rng.uniform(0.32, 0.68), s)
+            for m, s in zip(middle, sizes, strict=True)
+        ]
         spots = [spots[i] for i in rng.permutation(count)]
-    return [Placement(x, y, s, float(r), bool(f)) for (x, y, s), r, f in zip(spots, rotations, flips, strict=True)]
+    return [
+        Placement(x, y, s, float(r), bool(f)) for (x, y, s), r, f in zip(spots, rotations, flips, strict=True)
+    ]

@@ -10,7 +10,14 @@ from PIL import Image, ImageDraw, ImageFilter
 
 def wild_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A random background (size, size, 3) float32 in [0, 1]."""
-    kinds: list[Callable[[np.random.Generator, int], np.ndarray]] = [_plain, _gradient, _spot, _room, _tiles, _clutter]
+    kinds: list[Callable[[np.random.Generator, int], np.ndarray]] = [
+        _plain,
+        _gradient,
+        _spot,
+        _room,
+        _tiles,
+        _clutter,
+    ]
     return kinds[rng.choice(len(kinds), p=[0.16, 0.18, 0.14, 0.2, 0.12, 0.2])](rng, size).astype(np.float32)
 
 
@@ -39,7 +46,9 @@ def _gradient(rng: np.random.Generator, size: int) -> np.ndarray:
 
 def _spot(rng: np.random.Generator, size: int) -> np.ndarray:
     x, y = _grid(size)
-    t = np.exp(-((x - rng.uniform(0.2, 0.8)) ** 2 + (y - rng.uniform(0.2, 0.8)) ** 2) / rng.uniform(0.05, 0.3))
+    t = np.exp(
+        -((x - rng.uniform(0.2, 0.8)) ** 2 + (y - rng.uniform(0.2, 0.8)) ** 2) / rng.uniform(0.05, 0.3)
+    )
     return (1 - t) * _colour(rng) + t * _colour(rng)
 
 
@@ -75,6 +84,7 @@ def _square_wave(u: np.ndarray, sharp: float) -> np.ndarray:
 
 def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
     """Out-of-focus things behind the product."""
+
     def byte(colour: np.ndarray) -> tuple[int, ...]:
         return tuple(int(255 * c) for c in colour)
 

@@ -1,4 +1,5 @@
-"""The studio's camera: places products, paints them, lights the scene. Pillow for outlines, numpy for light."""
+"""The studio's camera: places products, paints them, lights the scene. Pillow for outlines, numpy for
+light."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ class Light:
 
 
 def fitted(parts: list[Part], placement: Placement) -> tuple[list[Part], np.ndarray]:
-    """The parts centred and scaled so that their longer side is `size` of the frame, and the frame's affine map.
+    """The parts centred and scaled to `size` of the frame, and the frame's affine map.
 
     Returns the parts in product coordinates (bounding box centred at 0, longer side 2) and a (2, 3) matrix
     from product coordinates to frame fractions.
@@ -58,7 +59,13 @@ def mask_of(outline: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
 
 
 def paint(
-    canvas: np.ndarray, parts: list[Part], placement: Placement, *, colour: np.ndarray, finish: str, light: Light
+    canvas: np.ndarray,
+    parts: list[Part],
+    placement: Placement,
+    *,
+    colour: np.ndarray,
+    finish: str,
+    light: Light,
 ) -> None:
     """Draws one product with its shadow onto `canvas` (size, size, 3) in [0, 1], in place."""
     size = canvas.shape[0]

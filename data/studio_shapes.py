@@ -51,7 +51,7 @@ def _arc(x: float, y: float, rx: float, ry: float, start: float, end: float, wid
     t = np.radians(np.linspace(start, end, 32))
     ring = np.stack([np.cos(t), np.sin(t)], axis=1)
     outer, inner = ring * [rx, ry], ring * [rx - width, ry - width]
-    return np.concatenate([outer, inner[::-1]]) + [x, y]
+    return np.concatenate([outer, inner[::-1]]) + np.array([x, y])
 
 
 def _bar(x0: float, y0: float, x1: float, y1: float, width: float) -> Points:
@@ -83,7 +83,14 @@ def _toward(corner: tuple, before: tuple, after: tuple, amount: float = 0.16) ->
 def bottle(rng: np.random.Generator) -> list[Part]:
     w, neck = rng.uniform(0.34, 0.48), rng.uniform(0.12, 0.17)
     shoulder, top = rng.uniform(-0.42, -0.12), -0.8
-    half = [(neck, top), (neck, shoulder - 0.26), (w * 0.95, shoulder), (w, shoulder + 0.2), (w, 0.86), (w * 0.9, 1.0)]
+    half = [
+        (neck, top),
+        (neck, shoulder - 0.26),
+        (w * 0.95, shoulder),
+        (w, shoulder + 0.2),
+        (w, 0.86),
+        (w * 0.9, 1.0),
+    ]
     cap = [(-neck * 1.25, -1.0), (neck * 1.25, -1.0), (neck * 1.25, top + 0.02), (-neck * 1.25, top + 0.02)]
     outline = _sharp(_mirrored([(x, y) for x, y in _half_smooth(half)]))
     return [Part(outline, 1.0, True), Part(_sharp(cap), 0.55)]
@@ -106,16 +113,18 @@ def shoe(rng: np.random.Generator) -> list[Part]:
          (0.12, toe - 0.22), (0.6, toe), (0.92, toe + 0.08), (0.98, 0.34)], 2)  # fmt: skip
     sole = _smooth([(-0.98, 0.26), (1.0, 0.26), (1.0, 0.52), (-0.98, 0.52)], 2)
     opening = _ellipse(-0.62, collar + 0.03, 0.26, 0.07)
-    laces = [Part(_bar(-0.14 + d, collar + 0.2 + d * 0.72, 0.06 + d, collar + 0.06 + d * 0.72, 0.07), neutral=0.93)
-             for d in (0.0, 0.17, 0.34)]  # fmt: skip
+    laces = [
+        Part(_bar(d - 0.14, collar + 0.2 + d * 0.72, d + 0.06, collar + 0.06 + d * 0.72, 0.07), neutral=0.93)
+        for d in (0.0, 0.17, 0.34)
+    ]
     return [Part(upper, 1.0, True), Part(opening, 0.45), Part(sole, neutral=rng.uniform(0.80, 0.88)), *laces]
 
 
 def shirt(rng: np.random.Generator) -> list[Part]:
     w, sleeve = rng.uniform(0.5, 0.6), rng.uniform(0.3, 0.62)
     drop = -0.62 + sleeve * 0.75
-    half = [(0.2, -0.9), (0.5, -0.82), (0.62, -0.74), (0.96, drop - 0.12), (0.74, drop + 0.14), (w + 0.02, -0.3),
-            (w, 0.9)]  # fmt: skip
+    half = [(0.2, -0.9), (0.5, -0.82), (0.62, -0.74), (0.96, drop - 0.12), (0.74, drop + 0.14),
+            (w + 0.02, -0.3), (w, 0.9)]  # fmt: skip
     body = _sharp(_mirrored(half))
     neck = _ellipse(0, -0.9, 0.22, rng.uniform(0.12, 0.2))
     collar = _arc(0, -0.9, 0.27, 0.24, 0, 180, 0.07)
@@ -144,7 +153,12 @@ def lamp(rng: np.random.Generator) -> list[Part]:
 def chair(rng: np.random.Generator) -> list[Part]:
     w, seat, thick = rng.uniform(0.52, 0.62), rng.uniform(0.1, 0.22), rng.uniform(0.15, 0.2)
     back = _smooth([(-w, -0.98), (w, -0.98), (w * 0.96, seat - 0.26), (-w * 0.96, seat - 0.26)], 2)
-    cushion = [(-w * 0.96, seat - 0.1), (w * 0.96, seat - 0.1), (w * 1.16, seat + 0.2), (-w * 1.16, seat + 0.2)]
+    cushion = [
+        (-w * 0.96, seat - 0.1),
+        (w * 0.96, seat - 0.1),
+        (w * 1.16, seat + 0.2),
+        (-w * 1.16, seat + 0.2),
+    ]
     legs = [Part(_bar(s * w * 0.98, seat + 0.15, s * w * 1.12, 0.98, thick), 0.55) for s in (-1, 1)]
     posts = [Part(_bar(s * w * 0.7, seat - 0.4, s * w * 0.7, seat, thick * 0.8), 0.55) for s in (-1, 1)]
     return [*posts, *legs, Part(back, 1.0, True), Part(_sharp(cushion), 0.84)]
@@ -160,5 +174,6 @@ def hat(rng: np.random.Generator) -> list[Part]:
 
 
 PRODUCTS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
-    "bag": bag, "bottle": bottle, "chair": chair, "hat": hat, "lamp": lamp, "mug": mug, "shirt": shirt, "shoe": shoe,
+    "bag": bag, "bottle": bottle, "chair": chair, "hat": hat, "lamp": lamp, "mug": mug, "shirt": shirt,
+    "shoe": shoe,
 }  # fmt: skip

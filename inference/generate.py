@@ -26,9 +26,10 @@ def generate(
 ) -> list[Image.Image]:
     """One picture a prompt; picture i draws its noise from `seed + i` alone, so batches can be of any size.
 
-    class_names: one a prompt, None where the prompt's prefix tells; start: see the pipeline's call; sampler: the
-    scheduler class, steps and spacing, on the checkpoint's own schedule; advance(n) is called after every n
-    pictures; call: further arguments of the pipeline. The pipeline's own scheduler is put back afterwards.
+    class_names: one a prompt, None where the prompt's prefix tells; start: see the pipeline's call;
+    sampler: the scheduler class, steps and spacing, on the checkpoint's own schedule; advance(n) is
+    called after every n pictures; call: further arguments of the pipeline. The pipeline's own scheduler
+    is put back afterwards.
     """
     pictures: list[Image.Image] = []
     own_scheduler = pipeline.scheduler

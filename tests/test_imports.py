@@ -31,9 +31,9 @@ def imports_of(file: Path) -> set[str]:
             target = (*base, *(node.module or "").split(".")) if node.module else base
             found |= {target[0]} if target and target[0] else {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "onbrand":
-            found.add((node.module.split(".") + [""])[1])
+            found.add(f"{node.module}.".split(".")[1])
         elif isinstance(node, ast.Import):
-            found |= {(a.name.split(".") + [""])[1] for a in node.names if a.name.split(".")[0] == "onbrand"}
+            found |= {f"{a.name}.".split(".")[1] for a in node.names if a.name.split(".")[0] == "onbrand"}
     return found - {""}
 
 

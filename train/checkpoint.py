@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,8 @@ FOLDER = "checkpoints"
 
 
 def save_checkpoint(accelerator: Accelerator, run: Path, step: int, *, keep: int) -> Path:
-    """Saves the full training state as checkpoints/step_N on all processes, then drops all but the newest `keep`."""
+    """Saves the full training state as checkpoints/step_N on all processes, then drops all but the newest
+    `keep`."""
     final = run / FOLDER / f"step_{step}"
     beside = final.with_name(f"{final.name}.partial")
     if accelerator.is_main_process:
@@ -23,7 +23,7 @@ def save_checkpoint(accelerator: Accelerator, run: Path, step: int, *, keep: int
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(beside, final)
+        beside.rename(final)
         for old in checkpoints(run)[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from diffusers.utils import convert_state_dict_to_diffusers
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 
 from ..inference.generate import generate
@@ -19,10 +19,13 @@ from .preview import shipping_pipeline
 TOLERANCE = 1  # in 8-bit levels
 
 
-def export_model(training: Training, start_distribution: StartDistribution, *, run: Path, prompt: str) -> Path:
+def export_model(
+    training: Training, start_distribution: StartDistribution, *, run: Path, prompt: str
+) -> Path:
     """Writes the averaged weights and the start distribution to the run's `model/`, adapters merged.
 
-    A LoRA run also keeps its adapters in `lora/`. Raises ValueError if the reloaded folder draws another picture.
+    A LoRA run also keeps its adapters in `lora/`. Raises ValueError if the reloaded folder draws another
+    picture.
     """
     pipeline = training.pipeline
     if training.average:
@@ -47,7 +50,8 @@ def compare_reloaded(shipped: OffsetStableDiffusionPipeline, folder: Path, *, pr
     name = shipped.start_distribution.class_names[0] if shipped.start_distribution else None
     before, after = (
         np.asarray(
-            generate(pipeline, [prompt], class_names=[name], sampler=Sampler("DDIMScheduler", 20))[0], dtype=int
+            generate(pipeline, [prompt], class_names=[name], sampler=Sampler("DDIMScheduler", 20))[0],
+            dtype=int,
         )
         for pipeline in (shipped, load_pipeline(folder))
     )
@@ -61,7 +65,9 @@ def _save_lora(pipeline: StableDiffusionPipeline, folder: Path) -> None:
     beside = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     StableDiffusionPipeline.save_lora_weights(
-        beside, unet_lora_layers=layers, unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict()
+        beside,
+        unet_lora_layers=layers,
+        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
     )
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)

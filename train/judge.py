@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,9 @@ def fix_limits(catalogue: Catalogue, cache: LatentCache, vae: AutoencoderKL) -> 
 def prompts_of(catalogue: Catalogue, count: int) -> tuple[list[str], list[str]]:
     """Captions and class names of `count` held-out pictures, in turns when there are fewer."""
     rows = [i % len(catalogue) for i in range(count)]
-    return [catalogue.captions[i] for i in rows], [catalogue.class_names[int(catalogue.class_ids[i])] for i in rows]
+    return [catalogue.captions[i] for i in rows], [
+        catalogue.class_names[int(catalogue.class_ids[i])] for i in rows
+    ]
 
 
 def audit_held_out(
@@ -79,7 +81,8 @@ def audit_model(
     seed: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Audited:
-    """Pictures of held-out captions from one start; the same seeds give every model and start the same noises."""
+    """Pictures of held-out captions from one start; the same seeds give every model and start the same
+    noises."""
     prompts, classes = prompts_of(catalogue, settings.pictures)
     pictures = generate(
         pipeline,
@@ -113,8 +116,8 @@ def sheet(audited: Audited, *, title: str, shown: int = 64) -> Image.Image:
     )
 
 
-def side_by_side(rows: dict[str, Sequence[Image.Image]], *, columns: int = 8, tile: int = 128) -> Image.Image:
-    """A row of pictures for each name, same prompts and seeds in each column: the run's one picture to look at."""
+def side_by_side(rows: Mapping[str, Sequence[Image.Image]], *, columns: int = 8) -> Image.Image:
+    """A row of pictures for each name, the same prompt and seed down a column: the picture to look at."""
     pictures = [picture for row in rows.values() for picture in row[:columns]]
     captions = [name for name, row in rows.items() for _ in row[:columns]]
-    return contact_sheet(pictures, captions=captions, columns=columns, tile=tile)
+    return contact_sheet(pictures, captions=captions, columns=columns, tile=128)

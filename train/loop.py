@@ -41,12 +41,17 @@ class Training:
     first_step: int = 0
 
 
-def set_up(config: Config, pipeline: StableDiffusionPipeline, accelerator: Accelerator, *, run: Path) -> Training:
-    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint if it has one."""
+def set_up(
+    config: Config, pipeline: StableDiffusionPipeline, accelerator: Accelerator, *, run: Path
+) -> Training:
+    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint if it has
+    one."""
     weights = prepare_unet(pipeline, config.model)
     pipeline.text_encoder.to(accelerator.device)
     options = config.train
-    optimizer = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
     schedule = get_scheduler(
         options.schedule, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
     )
@@ -148,7 +153,12 @@ def train(
                 means = meter.means(accelerator)
                 check_finite(means["loss"], step, run)
                 speed = images / (time.perf_counter() - since)
-                values = {"step": step, **means, "lr": training.schedule.get_last_lr()[0], "images_per_second": speed}
+                values = {
+                    "step": step,
+                    **means,
+                    "lr": training.schedule.get_last_lr()[0],
+                    "images_per_second": speed,
+                }
                 accelerator.log(values, step=step)
                 if accelerator.is_main_process:
                     append_metrics(run, values)
@@ -166,7 +176,9 @@ def check_finite(loss: float, step: int, run: Path) -> None:
     if loss != loss or abs(loss) == float("inf"):
         saved = checkpoints(run)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise ValueError(f"loss must be finite, got {loss} by step {step}; {good}; try a lower train.learning_rate")
+        raise ValueError(
+            f"loss must be finite, got {loss} by step {step}; {good}; try a lower train.learning_rate"
+        )
 
 
 def _progress(*, disable: bool) -> Progress:

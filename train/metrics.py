@@ -19,7 +19,12 @@ class LossMeter:
     """
 
     def __init__(self, class_names: list[str], *, offset_from: int, device: torch.device) -> None:
-        self.names = ["loss", "loss_offset_range", "loss_elsewhere", *(f"loss_class/{name}" for name in class_names)]
+        self.names = [
+            "loss",
+            "loss_offset_range",
+            "loss_elsewhere",
+            *(f"loss_class/{name}" for name in class_names),
+        ]
         self.offset_from = offset_from
         self.sums = torch.zeros(2, len(self.names), device=device)
 
@@ -39,7 +44,9 @@ class LossMeter:
 def append_metrics(run: Path, values: dict[str, Any]) -> None:
     """One line of metrics.jsonl."""
     with (run / METRICS).open("a") as lines:
-        lines.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+        lines.write(
+            json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n"
+        )
 
 
 def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]:

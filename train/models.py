@@ -26,7 +26,8 @@ def load_base(base: str) -> StableDiffusionPipeline:
 
 
 def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list[torch.nn.Parameter]:
-    """Freezes everything but what the config trains, adds adapters if asked, and returns the trained parameters.
+    """Freezes everything but what the config trains, adds adapters if asked, and returns the trained
+    parameters.
 
     Raises ValueError on LoRA targets that match no module of the UNet.
     """
@@ -40,9 +41,13 @@ def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list
         modules = {name for name, _ in unet.named_modules()}
         lost = [target for target in lora.targets if not any(name.endswith(target) for name in modules)]
         if lost:
-            raise ValueError(f"model.lora.targets must match modules of the UNet, got {lost} which match none")
+            raise ValueError(
+                f"model.lora.targets must match modules of the UNet, got {lost} which match none"
+            )
         unet.add_adapter(
-            LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, init_lora_weights="gaussian")
+            LoraConfig(
+                r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, init_lora_weights="gaussian"
+            )
         )
         cast_training_params(unet)
     return [parameter for parameter in unet.parameters() if parameter.requires_grad]
@@ -58,5 +63,9 @@ def tokenize(pipeline: StableDiffusionPipeline, captions: list[str]) -> torch.Te
     """Token ids (N, L), padded and cut to the tokenizer's length."""
     tokenizer = pipeline.tokenizer
     return tokenizer(
-        captions, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        captions,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     ).input_ids

@@ -16,12 +16,12 @@ def plan_table(config: Config, pipeline: Any, prepared: Prepared, *, processes: 
     options, start = config.train, prepared.start_distribution
     total = pipeline.scheduler.config.num_train_timesteps
     per_step = options.batch_size * processes * options.gradient_accumulation
-    batch = f"{options.batch_size} x {processes} process(es) x {options.gradient_accumulation} accumulation = {per_step}"
+    factors = f"{options.batch_size} x {processes} process(es) x {options.gradient_accumulation} accumulation"
     parameters = sum(p.numel() for p in pipeline.unet.parameters()) / 1e6
     method = "all weights" if config.model.method == "full" else f"LoRA, rank {config.model.lora.rank}"
     table = Table(title="Plan", show_header=False)
     table.add_row("base", f"{config.model.base}: UNet with {parameters:.1f} M parameters, {method}")
-    table.add_row("global batch", batch)
+    table.add_row("global batch", f"{factors} = {per_step}")
     passes = options.steps * per_step / len(prepared.train)
     table.add_row("steps", f"{options.steps}, {passes:.1f} passes over {len(prepared.train)} pictures")
     table.add_row("latents", " x ".join(map(str, start.latent_shape)))

@@ -19,7 +19,8 @@ STUDIO = "photo-studio"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training reads: the split catalogue, cached latents of its training part, the start distribution."""
+    """What training reads: the split catalogue, cached latents of its training part, the start
+    distribution."""
 
     train: Catalogue
     held_out: Catalogue
@@ -70,7 +71,8 @@ def offset_start(pipeline: StableDiffusionPipeline, config: StartConfig) -> int:
 
 
 def check_class_sizes(catalogue: Catalogue, components: int) -> None:
-    """Raises ValueError on a class with too few training pictures for K components, before anything is encoded."""
+    """Raises ValueError on a class with too few training pictures for K components, before anything is
+    encoded."""
     counts = catalogue.class_ids.bincount(minlength=len(catalogue.class_names)).tolist()
     for name, count in zip(catalogue.class_names, counts, strict=True):
         if count < components + 1:

@@ -46,7 +46,10 @@ def averaged_weights(training: Training) -> Iterator[None]:
 
 def preview_prompts(catalogue: Catalogue, count: int = PREVIEWS) -> tuple[list[str], list[str]]:
     """Captions and classes of `count` pictures, going round the classes."""
-    by_class = [[i for i, c in enumerate(catalogue.class_ids.tolist()) if c == k] for k in range(len(catalogue.class_names))]
+    by_class = [
+        [i for i, c in enumerate(catalogue.class_ids.tolist()) if c == k]
+        for k in range(len(catalogue.class_names))
+    ]
     rounds = max(map(len, by_class))
     order = [rows[r] for r in range(rounds) for rows in by_class if r < len(rows)][:count]
     names = catalogue.class_names

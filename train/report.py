@@ -23,7 +23,12 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
-    config: Config, audits: Mapping[str, Audited], prepared: Prepared, *, metrics: Sequence[Mapping[str, Any]], run: Path
+    config: Config,
+    audits: Mapping[str, Audited],
+    prepared: Prepared,
+    *,
+    metrics: Sequence[Mapping[str, Any]],
+    run: Path,
 ) -> Path:
     """Writes the run's report.html, pictures inlined."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -54,11 +59,14 @@ def png(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def loss_curve(metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height: int = 180) -> dict[str, Any]:
+def loss_curve(
+    metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height: int = 180
+) -> dict[str, Any]:
     """SVG polylines of the loss inside and outside the offset range, over steps, on a log scale."""
     names = {"loss_elsewhere": "elsewhere", "loss_offset_range": "offset range"}
     series = {
-        label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0] for key, label in names.items()
+        label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0]
+        for key, label in names.items()
     }
     values = [value for points in series.values() for _, value in points]
     if not values:
@@ -68,9 +76,17 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height
     spread = (high - low) or 1.0
     lines = {
         label: " ".join(
-            f"{width * step / last:.1f},{height * (1 - (math.log(value) - low) / spread):.1f}" for step, value in points
+            f"{width * step / last:.1f},{height * (1 - (math.log(value) - low) / spread):.1f}"
+            for step, value in points
         )
         for label, points in series.items()
         if points
     }
-    return {"lines": lines, "width": width, "height": height, "last": last, "low": min(values), "high": max(values)}
+    return {
+        "lines": lines,
+        "width": width,
+        "height": height,
+        "last": last,
+        "low": min(values),
+        "high": max(values),
+    }

@@ -29,11 +29,17 @@ from .prepare import Prepared, prepare, transform_of
 from .preview import save_preview, shipping_pipeline
 from .report import write_report
 
-HELD_OUT, BASE, NOISE, START = "held-out catalogue", "base model", "from pure noise", "from start distribution"
+HELD_OUT, BASE, NOISE, START = (
+    "held-out catalogue",
+    "base model",
+    "from pure noise",
+    "from start distribution",
+)
 
 
 def start_run(config: Config) -> Path:
-    """The run's folder with its config.yaml. Raises ConfigError listing what differs from an earlier start."""
+    """The run's folder with its config.yaml. Raises ConfigError listing what differs from an earlier
+    start."""
     run = Path(config.run.dir)
     file = run / "config.yaml"
     values = config.to_dict()
@@ -41,13 +47,14 @@ def start_run(config: Config) -> Path:
         changed = differences(yaml.safe_load(file.read_text()), values)
         if changed:
             raise ConfigError(
-                f"config must be the one that {run} was started with, got differences:\n  " + "\n  ".join(changed)
+                f"config must be the one that {run} was started with, got differences:\n  "
+                + "\n  ".join(changed)
             )
         return run
     run.mkdir(parents=True, exist_ok=True)
     beside = file.with_name("config.yaml.partial")
     beside.write_text(yaml.safe_dump(values, sort_keys=False))
-    os.replace(beside, file)
+    beside.replace(file)
     return run
 
 
@@ -78,7 +85,14 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
         _train_and_export(config, pipeline, prepared, accelerator, run=run)
     if accelerator.is_main_process:
         if not (run / "audit.json").exists():
-            _judge(config, prepared, run=run, cache_dir=cache_dir, console=console, device=str(accelerator.device))
+            _judge(
+                config,
+                prepared,
+                run=run,
+                cache_dir=cache_dir,
+                console=console,
+                device=str(accelerator.device),
+            )
         console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
         console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
     accelerator.wait_for_everyone()
@@ -97,7 +111,12 @@ def _train_and_export(
 
     def preview(step: int) -> None:
         save_preview(
-            training, prepared.start_distribution, prepared.train, step=step, run=run, settings=config.run.audit
+            training,
+            prepared.start_distribution,
+            prepared.train,
+            step=step,
+            run=run,
+            settings=config.run.audit,
         )
 
     train(config, training, prepared, run=run, preview=preview)
@@ -113,21 +132,32 @@ def _judge(
     """Audits held-out pictures, the base, and the shipped model from pure noise and from its start."""
     settings = config.run.audit
     model = load_pipeline(run / "model").to(device)
-    base = shipping_pipeline(load_base(config.model.base), StartDistribution.from_pretrained(run / "start_distribution"))
+    base = shipping_pipeline(
+        load_base(config.model.base), StartDistribution.from_pretrained(run / "start_distribution")
+    )
     limits: Limits = fix_limits(prepared.train, prepared.cache, model.vae)
     limits.save(run / "limits.json")
     start = "draw" if config.start.components else "mean"
     audits: dict[str, Audited] = {
         HELD_OUT: audit_held_out(
-            prepared.held_out, model.vae, limits=limits, transform=transform_of(config.data), cache_dir=cache_dir
+            prepared.held_out,
+            model.vae,
+            limits=limits,
+            transform=transform_of(config.data),
+            cache_dir=cache_dir,
         )
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
         advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731
-        for name, pipeline, how in ((BASE, base.to(device), "none"), (NOISE, model, "none"), (START, model, start)):
+        for name, pipeline, how in (
+            (BASE, base.to(device), "none"),
+            (NOISE, model, "none"),
+            (START, model, start),
+        ):
             audits[name] = audit_model(
-                pipeline, prepared.held_out, limits=limits, start=how, settings=settings, seed=config.run.seed,
+                pipeline, prepared.held_out, limits=limits, start=how, settings=settings,
+                seed=config.run.seed,
                 advance=advance,
             )  # fmt: skip
     for name, audited in audits.items():

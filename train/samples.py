@@ -1,4 +1,5 @@
-"""Training samples whose randomness belongs to the sample: the same draws on 1 GPU, N GPUs and after a resume."""
+"""Training samples whose randomness belongs to the sample: the same draws on 1 GPU, N GPUs and after a
+resume."""
 
 from __future__ import annotations
 

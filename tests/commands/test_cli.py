@@ -28,7 +28,9 @@ def catalogue(tmp_path: Path) -> Path:
         pen = ImageDraw.Draw(image)
         (pen.ellipse if i % 2 else pen.rectangle)((22, 14, 58 + i % 3, 50), fill=(40 + 5 * i, 60, 90))
         image.save(folder / f"{i:02d}.png")
-        rows.append({"file_name": f"{i:02d}.png", "text": f"item {i}", "class": "round" if i % 2 else "square"})
+        rows.append(
+            {"file_name": f"{i:02d}.png", "text": f"item {i}", "class": "round" if i % 2 else "square"}
+        )
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
 
@@ -42,7 +44,9 @@ def test_init_writes_a_config_that_runs_by_its_first_line(tmp_path: Path) -> Non
         invoke("init", path)
 
 
-def test_train_sample_and_audit_on_a_catalogue_of_files(tiny_base: Path, catalogue: Path, tmp_path: Path) -> None:
+def test_train_sample_and_audit_on_a_catalogue_of_files(
+    tiny_base: Path, catalogue: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     out = invoke(
         "train", "quickstart", f"model.base={tiny_base}", f"data.source={catalogue}", "data.resolution=32",
@@ -63,14 +67,19 @@ def test_train_sample_and_audit_on_a_catalogue_of_files(tiny_base: Path, catalog
     out = invoke("audit", catalogue, "--against", catalogue, "-o", tmp_path / "audit", "--min-pass", 0.9)
     assert "all rules" in out
     assert json.loads((tmp_path / "audit" / "audit.json").read_text())["n"] == 24
-    invoke("audit", run / "model", "run.audit.pictures=4", "--against", catalogue, "-o", tmp_path / "model_audit")
+    invoke(
+        "audit", run / "model", "run.audit.pictures=4", "--against", catalogue, "-o", tmp_path / "model_audit"
+    )
     assert (tmp_path / "model_audit" / "sheet.jpg").exists()
-    failing = runner.invoke(app, ["audit", str(sheet.parent), "--against", str(catalogue), "-o", str(tmp_path / "x"),
+    failing = runner.invoke(app, ["audit", str(sheet.parent), "--against", str(catalogue), "-o",
+    str(tmp_path / "x"),
                                   "--min-pass", "0.99"])  # fmt: skip
     assert failing.exit_code == 1
 
 
-def test_fit_attaches_a_start_distribution_without_training(tiny_base: Path, catalogue: Path, tmp_path: Path) -> None:
+def test_fit_attaches_a_start_distribution_without_training(
+    tiny_base: Path, catalogue: Path, tmp_path: Path
+) -> None:
     from onbrand import load_pipeline
 
     out = tmp_path / "fitted"

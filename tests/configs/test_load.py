@@ -17,7 +17,8 @@ def test_overrides_reach_any_depth_and_keep_their_types(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("train: {steps: 5}\n")
     config = load_config(
-        str(file), ["train.learning_rate=1e-4", "start.enabled=false", "data.studio.pictures=7", "run.dir=x/y"]
+        str(file),
+        ["train.learning_rate=1e-4", "start.enabled=false", "data.studio.pictures=7", "run.dir=x/y"],
     )
     assert (config.train.steps, config.train.learning_rate) == (5, 1e-4)
     assert not config.start.enabled
@@ -27,7 +28,11 @@ def test_overrides_reach_any_depth_and_keep_their_types(tmp_path: Path) -> None:
 def test_all_problems_come_at_once_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(
-            {"train": {"lerning_rate": 1, "steps": 0}, "dta": {}, "start": {"samplers": [{"scheduler": "D", "stepz": 1}]}}
+            {
+                "train": {"lerning_rate": 1, "steps": 0},
+                "dta": {},
+                "start": {"samplers": [{"scheduler": "D", "stepz": 1}]},
+            }
         )
     text = str(caught.value)
     assert "5 problem(s)" in text
@@ -43,13 +48,18 @@ def test_unknown_key_without_a_near_name_lists_what_there_is() -> None:
 
 
 def test_image_classes_must_name_image_columns() -> None:
-    with pytest.raises(ConfigError, match=r"must name columns of data.image_columns \['image'\], got \['worn'\]"):
+    with pytest.raises(
+        ConfigError, match=r"must name columns of data.image_columns \['image'\], got \['worn'\]"
+    ):
         config_of([], data={"image_classes": {"worn": "person"}})
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("train.steps", "override must be key.sub=value, got 'train.steps'"), ("=3", "override must be key.sub=value")],
+    [
+        ("train.steps", "override must be key.sub=value, got 'train.steps'"),
+        ("=3", "override must be key.sub=value"),
+    ],
 )
 def test_malformed_overrides(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -9,7 +9,8 @@ from onbrand.configs import Config, config_of
 
 @pytest.fixture
 def make_config(tiny_base: Path, tmp_path: Path) -> Callable[..., Config]:
-    """A config over the tiny random base; keyword arguments are further overrides, dots as double underscores."""
+    """A config over the tiny random base; keyword arguments are further overrides, dots as double
+    underscores."""
 
     def make(**changes: object) -> Config:
         values = {

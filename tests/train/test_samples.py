@@ -80,7 +80,10 @@ def test_another_seed_draws_something_else() -> None:
 
 
 def test_seeds_that_look_alike_are_unrelated() -> None:
-    draws = [torch.randn(8, generator=seeded(*key)) for key in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 12), (0, 1, 3)]]
+    draws = [
+        torch.randn(8, generator=seeded(*key))
+        for key in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 12), (0, 1, 3)]
+    ]
     assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
 
 

@@ -13,7 +13,9 @@ SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="sca
 class Recorder(torch.nn.Module):
     """Stands for a UNet: predicts zero and remembers what it was shown."""
 
-    def forward(self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor) -> SimpleNamespace:
+    def forward(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, hidden: torch.Tensor
+    ) -> SimpleNamespace:
         self.seen = noisy_latents
         return SimpleNamespace(sample=torch.zeros_like(noisy_latents))
 
@@ -64,12 +66,16 @@ def test_inside_the_range_the_network_is_shown_the_class_mean(generator: torch.G
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_weighs_the_offset_loss_as_the_plain_one(generator: torch.Generator, prediction_type: str) -> None:
+def test_min_snr_weighs_the_offset_loss_as_the_plain_one(
+    generator: torch.Generator, prediction_type: str
+) -> None:
     batch = make_batch(generator)
     for offset_from in (941, 1000):
         weighed, _, _ = loss_of(batch, offset_from=offset_from, prediction_type=prediction_type, gamma=5.0)
         snr = compute_snr(SCHEDULER, batch["timesteps"])
-        expected = snr.clamp(max=5.0) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
+        expected = (
+            snr.clamp(max=5.0) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
+        )
         torch.testing.assert_close(weighed.loss, (expected * weighed.per_sample).mean(), rtol=1e-5, atol=1e-6)
 
 
