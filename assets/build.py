@@ -59,7 +59,8 @@ def build(
     beside = out.with_name(f"{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(beside)
-    _keep_history(work, beside, white_mean=_white_mean(vae.float(), white))
+    steps = {"vae": vae_steps, "base": base_steps}
+    _keep_history(work, beside, steps=steps, pictures=pictures, white_mean=_white_mean(vae.float(), white))
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
 
@@ -100,15 +101,17 @@ def _timed(work: Path, stage: str, run: Callable):  # type: ignore[no-untyped-de
         file.write_text(json.dumps(times))
 
 
-def _keep_history(work: Path, out: Path, *, white_mean: list[float]) -> None:
+def _keep_history(
+    work: Path, out: Path, *, steps: dict[str, int], pictures: int, white_mean: list[float]
+) -> None:
     """What was done, beside the result: settings, times, loss curves."""
     history = {
         "command": "python -m onbrand.assets.build --work WORK --out assets/tiny-base",
         "seed": SEED,
-        "pictures": {"wild": WILD, "on-brand (autoencoder only)": ON_BRAND},
-        "vae": {"steps": vae_stage.STEPS, "batch": vae_stage.BATCH, "learning_rate": vae_stage.LEARNING_RATE},
+        "pictures": {"wild": pictures, "on-brand (autoencoder only)": ON_BRAND},
+        "vae": {"steps": steps["vae"], "batch": vae_stage.BATCH, "learning_rate": vae_stage.LEARNING_RATE},
         "base": {
-            "steps": base_stage.STEPS,
+            "steps": steps["base"],
             "batch": base_stage.BATCH,
             "learning_rate": base_stage.LEARNING_RATE,
         },

@@ -27,6 +27,7 @@ from ..pca import Sampler
 from .classifier import COLOUR_NAMES, ProductClassifier, read, train_classifier
 from .pictures import draw
 
+CLASSIFIER = Path(__file__).with_name("classifier.safetensors")
 HELD_OUT_SEED = 99
 LEAK_STEPS = 800
 
@@ -41,7 +42,9 @@ def gate(
 ) -> None:
     """Prints and writes what the base can do."""
     out.mkdir(parents=True, exist_ok=True)
-    classifier = _classifier(work)
+    if not CLASSIFIER.exists():
+        save_file(train_classifier(work=work).state_dict(), CLASSIFIER)
+    classifier = load_classifier()
     pipeline = load_pipeline(base)
     result: dict[str, Any] = {
         "guidance_scale": guidance_scale,
@@ -120,13 +123,10 @@ def _scores(classifier: ProductClassifier, shots: list[Shot]) -> dict[str, float
     return score(classifier, draw(shots), [shot.cast() for shot in shots])
 
 
-def _classifier(work: Path) -> ProductClassifier:
-    file = work / "classifier.safetensors"
-    if not file.exists():
-        model = train_classifier(work=work)
-        save_file(model.state_dict(), file)
+def load_classifier() -> ProductClassifier:
+    """The packaged classifier."""
     model = ProductClassifier()
-    model.load_state_dict(load_file(file))
+    model.load_state_dict(load_file(CLASSIFIER))
     return model.eval()
 
 

@@ -59,7 +59,10 @@ def train_vae(pictures: np.ndarray, *, work: Path, steps: int = STEPS) -> Autoen
     vae.eval()
     with torch.no_grad():
         sample = torch.cat(
-            [vae.encode(to_pixels(pictures[i : i + 64])).latent_dist.mean for i in range(0, 1024, 64)]
+            [
+                vae.encode(to_pixels(pictures[i : i + 64])).latent_dist.mean
+                for i in range(0, min(1024, len(pictures)), 64)
+            ]
         )
     vae.register_to_config(scaling_factor=round(1 / sample.std().item(), 5))
     return vae
