@@ -57,11 +57,11 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     from ..data.latents import cache_latents
     from ..inference.pipeline import load_pipeline
     from ..train.judge import audit_model, fix_limits
-    from ..train.prepare import open_catalogue, transform_of
+    from ..train.prepare import split_catalogue, transform_of
 
     pipeline = load_pipeline(subject)
     config = config_of(overrides, data={"source": against, "resolution": resolution_of(pipeline)})
-    train, held_out = open_catalogue(config.data).split(config.data.held_out, config.run.seed)
+    train, held_out = split_catalogue(config)
     cache = cache_latents(
         train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output)
     )

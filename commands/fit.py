@@ -23,15 +23,23 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     from ..inference.pipeline import load_pipeline
     from ..train.judge import audit_model, fix_limits, save_audit
     from ..train.models import resolve_base
-    from ..train.prepare import prepare
+    from ..train.prepare import offset_start, prepare, split_catalogue
 
     pipeline = load_pipeline(resolve_base(into))
     # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
     config = config_of(
         overrides, data={"source": catalogue, "resolution": resolution_of(pipeline)}, start={"enabled": False}
     )
-    prepared = prepare(config, pipeline, cache_dir=cache_folder(config, output), device="cpu")
-    console.print(catalogue_table(prepared.train, prepared.held_out))
+    parts = split_catalogue(config)
+    console.print(catalogue_table(*parts))
+    prepared = prepare(
+        config,
+        pipeline,
+        parts=parts,
+        t_min=offset_start(pipeline, config.start),
+        cache_dir=cache_folder(config, output),
+        device="cpu",
+    )
     limits = fix_limits(prepared.train, prepared.cache, pipeline.vae)
     pipeline.set_start_distribution(prepared.start_distribution)
     beside = output.with_name(f"{output.name}.partial")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader, Subset
 
 from ..configs.schema import Config
+from ..pca import StartDistribution
 from .checkpoint import checkpoints, save_checkpoint, step_of
 from .metrics import LossMeter, append_metrics, rewind_metrics
 from .models import prepare_unet, tokenize, training_schedule
 from .prepare import Prepared
 from .samples import TimestepLaw, TrainingSamples
-from .step import training_loss
+from .step import StepLoss, training_loss
 
 
 @dataclass
@@ -110,65 +110,81 @@ def train(
     Raises ValueError when the loss is no longer finite; the last checkpoint is from before.
     """
     options, accelerator = config.train, training.accelerator
-    alphas_cumprod, prediction_type = training_schedule(training.pipeline)
     start_distribution = prepared.start_distribution.to(accelerator.device)
-    loss_of = partial(
-        training_loss,
-        unet=training.unet,
-        text_encoder=training.pipeline.text_encoder,
-        start_distribution=start_distribution,
-        alphas_cumprod=alphas_cumprod.to(accelerator.device),
-        offset_from=start_distribution.offset_from,
-        prediction_type=prediction_type,
-        min_snr_gamma=options.min_snr_gamma,
-    )
+    loss_of = _loss_function(training, start_distribution, min_snr_gamma=options.min_snr_gamma)
     meter = LossMeter(
         start_distribution.class_names, offset_from=start_distribution.offset_from, device=accelerator.device
     )
-    step, since, images = training.first_step, time.perf_counter(), 0
+    step = training.first_step
     if step == 0:
         preview(0)
     with _progress(disable=not accelerator.is_main_process) as progress:
         bar = progress.add_task("training", total=options.steps, completed=step)
         for batch in batches(config, training, prepared):
-            with accelerator.accumulate(training.unet):
-                loss, per_sample = loss_of(batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(training.weights, options.max_grad_norm)
-                training.optimizer.step()
-                training.optimizer.zero_grad()
+            per_sample = _descend(batch, loss_of, training, max_grad_norm=options.max_grad_norm)
             meter.add(per_sample, batch["timesteps"], batch["class_ids"])
-            images += len(per_sample) * accelerator.num_processes
             if not accelerator.sync_gradients:
                 continue
-            training.schedule.step()
-            if training.average:
-                training.average.step(training.weights)
             step += 1
-            due = [step % every == 0 or step == options.steps for every in
-                   (options.log_every, options.checkpoint_every, options.preview_every)]  # fmt: skip
-            log_due, checkpoint_due, preview_due = due
+            log_due, checkpoint_due, preview_due = (
+                step % every == 0 or step == options.steps
+                for every in (options.log_every, options.checkpoint_every, options.preview_every)
+            )
             if log_due or checkpoint_due:
+                # a loss that is not finite stays in the meter's sums, so no bad state is ever saved
                 means = meter.means(accelerator)
                 check_finite(means["loss"], step, run)
-                speed = images / (time.perf_counter() - since)
-                values = {
-                    "step": step,
-                    **means,
-                    "lr": training.schedule.get_last_lr()[0],
-                    "images_per_second": speed,
-                }
+                values = {"step": step, **means, "lr": training.schedule.get_last_lr()[0]}
                 accelerator.log(values, step=step)
                 if accelerator.is_main_process:
                     append_metrics(run, values)
-                text = f"loss {means['loss']:.4f}  {speed:.0f} images/s"
+                text = f"loss {means['loss']:.4f}  {means['images_per_second']:.0f} images/s"
                 progress.update(bar, completed=step, description=text)
-                since, images = time.perf_counter(), 0
             if checkpoint_due:
                 save_checkpoint(accelerator, run, step, keep=options.keep_checkpoints)
             if preview_due:
                 preview(step)
+            if checkpoint_due or preview_due:
+                meter.restart_clock()
+
+
+def _loss_function(
+    training: Training, start_distribution: StartDistribution, *, min_snr_gamma: float | None
+) -> Callable[[Mapping[str, torch.Tensor]], StepLoss]:
+    alphas_cumprod, prediction_type = training_schedule(training.pipeline)
+    return partial(
+        training_loss,
+        unet=training.unet,
+        text_encoder=training.pipeline.text_encoder,
+        start_distribution=start_distribution,
+        alphas_cumprod=alphas_cumprod.to(training.accelerator.device),
+        offset_from=start_distribution.offset_from,
+        prediction_type=prediction_type,
+        min_snr_gamma=min_snr_gamma,
+    )
+
+
+def _descend(
+    batch: Mapping[str, torch.Tensor],
+    loss_of: Callable[[Mapping[str, torch.Tensor]], StepLoss],
+    training: Training,
+    *,
+    max_grad_norm: float,
+) -> torch.Tensor:
+    """One batch forward and backward, with an optimizer step where accumulation is complete."""
+    accelerator = training.accelerator
+    with accelerator.accumulate(training.unet):
+        loss, per_sample = loss_of(batch)
+        accelerator.backward(loss)
+        if accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(training.weights, max_grad_norm)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+    if accelerator.sync_gradients:
+        training.schedule.step()
+        if training.average:
+            training.average.step(training.weights)
+    return per_sample
 
 
 def check_finite(loss: float, step: int, run: Path) -> None:

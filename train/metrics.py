@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class LossMeter:
             *(f"loss_class/{name}" for name in class_names),
         ]
         self.offset_from = offset_from
+        self.since = time.perf_counter()
         self.sums = torch.zeros(2, len(self.names), device=device)
 
     def add(self, per_sample: torch.Tensor, timesteps: torch.Tensor, class_ids: torch.Tensor) -> None:
@@ -34,11 +36,22 @@ class LossMeter:
         values = torch.stack([per_sample, torch.ones_like(per_sample)]).repeat(1, 3)
         self.sums.index_add_(1, groups, values)
 
+    def restart_clock(self) -> None:
+        """Leaves what happened since the last call (a save, a preview) out of the pace."""
+        self.since = time.perf_counter()
+
     def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The mean of every group that saw a sample since the last call, over all processes; starts anew."""
+        """The mean of every group that saw a sample since the last call, over all processes; starts anew.
+
+        With it the pace, `images_per_second`, of all processes together.
+        """
         sums, counts = accelerator.reduce(self.sums, reduction="sum").tolist()
+        elapsed = time.perf_counter() - self.since
+        means = {name: s / n for name, s, n in zip(self.names, sums, counts, strict=True) if n}
+        means["images_per_second"] = counts[0] / elapsed
+        self.restart_clock()
         self.sums.zero_()
-        return {name: s / n for name, s, n in zip(self.names, sums, counts, strict=True) if n}
+        return means
 
 
 def append_metrics(run: Path, values: dict[str, Any]) -> None:

@@ -25,6 +25,19 @@ def load_base(base: str) -> StableDiffusionPipeline:
     return load_pipeline(resolve_base(base), torch_dtype=torch.float32)
 
 
+def check_method(pipeline: StableDiffusionPipeline, config: ModelConfig) -> None:
+    """Raises ValueError on LoRA targets that match no module of the UNet."""
+    if config.method == "lora":
+        modules = [name for name, _ in pipeline.unet.named_modules()]
+        lost = [
+            target for target in config.lora.targets if not any(name.endswith(target) for name in modules)
+        ]
+        if lost:
+            raise ValueError(
+                f"model.lora.targets must match modules of the UNet, got {lost} which match none"
+            )
+
+
 def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list[torch.nn.Parameter]:
     """Freezes everything but what the config trains, adds adapters if asked, and returns the trained
     parameters.
@@ -38,12 +51,6 @@ def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list
         unet.requires_grad_(True)
     else:
         lora = config.lora
-        modules = {name for name, _ in unet.named_modules()}
-        lost = [target for target in lora.targets if not any(name.endswith(target) for name in modules)]
-        if lost:
-            raise ValueError(
-                f"model.lora.targets must match modules of the UNet, got {lost} which match none"
-            )
         unet.add_adapter(
             LoraConfig(
                 r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, init_lora_weights="gaussian"

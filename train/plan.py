@@ -7,13 +7,14 @@ from typing import Any
 from rich.table import Table
 
 from ..configs.schema import Config
+from ..data.catalogue import Catalogue
 from ..pca import build_scheduler, first_timestep
-from .prepare import Prepared, samplers_of
+from .prepare import samplers_of
 
 
-def plan_table(config: Config, pipeline: Any, prepared: Prepared, *, processes: int) -> Table:
+def plan_table(config: Config, pipeline: Any, catalogue: Catalogue, *, t_min: int, processes: int) -> Table:
     """Steps, batch, what is trained, the offset range and the samplers that set it."""
-    options, start = config.train, prepared.start_distribution
+    options = config.train
     total = pipeline.scheduler.config.num_train_timesteps
     per_step = options.batch_size * processes * options.gradient_accumulation
     factors = f"{options.batch_size} x {processes} process(es) x {options.gradient_accumulation} accumulation"
@@ -22,11 +23,12 @@ def plan_table(config: Config, pipeline: Any, prepared: Prepared, *, processes: 
     table = Table(title="Plan", show_header=False)
     table.add_row("base", f"{config.model.base}: UNet with {parameters:.1f} M parameters, {method}")
     table.add_row("global batch", f"{factors} = {per_step}")
-    passes = options.steps * per_step / len(prepared.train)
-    table.add_row("steps", f"{options.steps}, {passes:.1f} passes over {len(prepared.train)} pictures")
-    table.add_row("latents", " x ".join(map(str, start.latent_shape)))
-    table.add_row("start distribution", f"K = {config.start.components}, {len(start.class_names)} class(es)")
-    table.add_row("offset range", _range_text(config, start.offset_from, total))
+    passes = options.steps * per_step / len(catalogue)
+    table.add_row("steps", f"{options.steps}, {passes:.1f} passes over {len(catalogue)} pictures")
+    table.add_row(
+        "start distribution", f"K = {config.start.components}, {len(catalogue.class_names)} class(es)"
+    )
+    table.add_row("offset range", _range_text(config, t_min, total))
     for sampler in samplers_of(config.start):
         first = first_timestep(build_scheduler(pipeline.scheduler, sampler), sampler.steps)
         table.add_row("", f"{sampler.scheduler}, {sampler.steps} steps: first timestep {first}")

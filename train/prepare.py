@@ -82,11 +82,27 @@ def check_class_sizes(catalogue: Catalogue, components: int) -> None:
             )
 
 
-def prepare(config: Config, pipeline: StableDiffusionPipeline, *, cache_dir: Path, device: str) -> Prepared:
-    """Loads and splits the catalogue, caches the training part's latents and fits the start distribution."""
-    t_min = offset_start(pipeline, config.start)
+def split_catalogue(config: Config) -> tuple[Catalogue, Catalogue]:
+    """The catalogue's training and held-out parts, checked for enough pictures a class; nothing is encoded.
+
+    Raises ValueError as `open_catalogue` and `check_class_sizes` do.
+    """
     train, held_out = open_catalogue(config.data).split(config.data.held_out, config.run.seed)
     check_class_sizes(train, config.start.components)
+    return train, held_out
+
+
+def prepare(
+    config: Config,
+    pipeline: StableDiffusionPipeline,
+    *,
+    parts: tuple[Catalogue, Catalogue],
+    t_min: int,
+    cache_dir: Path,
+    device: str,
+) -> Prepared:
+    """Caches the latents of the training part and fits the start distribution to them."""
+    train, held_out = parts
     cache = cache_latents(train, pipeline.vae, transform_of(config.data), cache_dir=cache_dir, device=device)
     start_distribution = fit_start(train, cache, pipeline, config=config, t_min=t_min)
     return Prepared(train, held_out, cache, start_distribution)

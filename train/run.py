@@ -23,12 +23,13 @@ from .export import export_model
 from .judge import Audited, audit_held_out, audit_model, fix_limits, save_audit, side_by_side
 from .loop import set_up, train
 from .metrics import read_metrics
-from .models import load_base
+from .models import check_method, load_base
 from .plan import plan_table
-from .prepare import Prepared, prepare, transform_of
+from .prepare import Prepared, offset_start, prepare, split_catalogue, transform_of
 from .preview import save_preview, shipping_pipeline
 from .report import write_report
 
+CONFIG = "config.yaml"
 HELD_OUT, BASE, NOISE, START = (
     "held-out catalogue",
     "base model",
@@ -37,32 +38,34 @@ HELD_OUT, BASE, NOISE, START = (
 )
 
 
+def check_same_config(config: Config) -> None:
+    """Raises ConfigError, listing what differs, if the run's folder was started with another config."""
+    file = Path(config.run.dir) / CONFIG
+    if file.exists() and (changed := differences(yaml.safe_load(file.read_text()), config.to_dict())):
+        raise ConfigError(
+            f"config must be the one that {file.parent} was started with, got differences:\n  "
+            + "\n  ".join(changed)
+        )
+
+
 def start_run(config: Config) -> Path:
-    """The run's folder with its config.yaml. Raises ConfigError listing what differs from an earlier
-    start."""
-    run = Path(config.run.dir)
-    file = run / "config.yaml"
-    values = config.to_dict()
-    if file.exists():
-        changed = differences(yaml.safe_load(file.read_text()), values)
-        if changed:
-            raise ConfigError(
-                f"config must be the one that {run} was started with, got differences:\n  "
-                + "\n  ".join(changed)
-            )
-        return run
-    run.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name("config.yaml.partial")
-    beside.write_text(yaml.safe_dump(values, sort_keys=False))
-    beside.replace(file)
-    return run
+    """The run's folder, made with its config.yaml if it is new."""
+    file = Path(config.run.dir) / CONFIG
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{CONFIG}.partial")
+        beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        beside.replace(file)
+    return file.parent
 
 
 def run_training(config: Config, *, console: Console, dry_run: bool = False) -> Path:
     """Runs what is left of a run and returns its folder; with dry_run only prints the plan.
 
-    Raises ValueError on anything wrong with config, base or catalogue before the first step is taken.
+    Raises ValueError on anything wrong with config, base or catalogue before a picture is encoded.
     """
+    check_same_config(config)
+    run = Path(config.run.dir)
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         gradient_accumulation_steps=config.train.gradient_accumulation,
@@ -71,32 +74,34 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     )
     set_seed(config.run.seed)
     pipeline = load_base(config.model.base)
-    cache_dir = Path(config.data.cache_dir or Path(config.run.dir).parent / "latents")
-    pipeline.vae.to(accelerator.device)
-    with accelerator.main_process_first():
-        prepared = prepare(config, pipeline, cache_dir=cache_dir, device=str(accelerator.device))
+    check_method(pipeline, config.model)
+    t_min = offset_start(pipeline, config.start)
+    parts = split_catalogue(config)
     if accelerator.is_main_process:
-        console.print(catalogue_table(prepared.train, prepared.held_out))
-        console.print(plan_table(config, pipeline, prepared, processes=accelerator.num_processes))
+        console.print(catalogue_table(*parts))
+        console.print(
+            plan_table(config, pipeline, parts[0], t_min=t_min, processes=accelerator.num_processes)
+        )
     if dry_run:
-        return Path(config.run.dir)
-    run = start_run(config)
+        return run
+    device, cache_dir = str(accelerator.device), cache_folder(config)
+    with accelerator.main_process_first():
+        prepared = prepare(config, pipeline, parts=parts, t_min=t_min, cache_dir=cache_dir, device=device)
+        start_run(config)
     if not (run / "model").exists():
         _train_and_export(config, pipeline, prepared, accelerator, run=run)
     if accelerator.is_main_process:
         if not (run / "audit.json").exists():
-            _judge(
-                config,
-                prepared,
-                run=run,
-                cache_dir=cache_dir,
-                console=console,
-                device=str(accelerator.device),
-            )
+            _judge(config, prepared, run=run, cache_dir=cache_dir, console=console, device=device)
         console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
         console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
     accelerator.wait_for_everyone()
     return run
+
+
+def cache_folder(config: Config) -> Path:
+    """Where latents are kept: as configured, else a folder `latents` beside the run."""
+    return Path(config.data.cache_dir or Path(config.run.dir).parent / "latents")
 
 
 def _train_and_export(

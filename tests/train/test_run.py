@@ -91,7 +91,7 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, tmp_path
 def test_a_run_with_another_config_stops_and_says_what_differs(make_config: MakeConfig) -> None:
     start_run(make_config())
     with pytest.raises(ConfigError, match=r"got differences:\n  train.learning_rate: 0.001 -> 0.002"):
-        start_run(make_config(train__learning_rate=2e-3))
+        run_training(make_config(train__learning_rate=2e-3), console=QUIET)
 
 
 def test_dry_run_writes_no_run(make_config: MakeConfig) -> None:
