@@ -39,11 +39,7 @@ def check_method(pipeline: StableDiffusionPipeline, config: ModelConfig) -> None
 
 
 def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list[torch.nn.Parameter]:
-    """Freezes everything but what the config trains, adds adapters if asked, and returns the trained
-    parameters.
-
-    Raises ValueError on LoRA targets that match no module of the UNet.
-    """
+    """Freezes all but what the config trains, adds adapters if asked, returns the trained parameters."""
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         module.requires_grad_(False)
     unet = pipeline.unet.train()
