@@ -104,7 +104,7 @@ def audit(
 def main() -> None:
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(2)
 

@@ -36,7 +36,7 @@ def build(
     base_steps: int = base_stage.STEPS,
     pictures: int = WILD,
 ) -> None:
-    """Trains the tiny base and writes it, weights in float16, with its loss curves and sample sheet."""
+    """Trains the tiny base and writes it, UNet and VAE in float16, with its loss curves and sample sheet."""
     work.mkdir(parents=True, exist_ok=True)
     wild, captions = drawn_once([Shot("wild", 64, SEED, i) for i in range(pictures)], file=work / "wild.npy")
     white, _ = drawn_once([Shot("on-brand", 64, SEED, i) for i in range(ON_BRAND)], file=work / "white.npy")
@@ -58,7 +58,12 @@ def build(
     )
     beside = out.with_name(f"{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    pipeline.to(dtype=torch.float16).save_pretrained(beside)
+    for module in (
+        vae,
+        unet,
+    ):  # not the text encoder: transformers would load it in float16, diffusers these not
+        module.to(dtype=torch.float16)
+    pipeline.save_pretrained(beside)
     steps = {"vae": vae_steps, "base": base_steps}
     _keep_history(work, beside, steps=steps, pictures=pictures, white_mean=_white_mean(vae.float(), white))
     shutil.rmtree(out, ignore_errors=True)

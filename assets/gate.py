@@ -1,10 +1,8 @@
-"""Is the tiny base fit to be the laboratory? `python -m onbrand.assets.gate --base assets/tiny-base --work
-WORK`
+"""Is the tiny base a fit laboratory? `python -m onbrand.assets.gate --base BASE --work WORK --out OUT`
 
 Measures whether prompts control kind and colour, whether two-product prompts show both, and whether the base
 leaks as Stable Diffusion does: 800 steps of plain fine-tuning on white must fail from pure noise and work
-from
-the class mean. Writes gate.json and sample_sheet.png.
+from the class mean. Writes gate.json and sample_sheet.png.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -45,7 +44,7 @@ def gate(
     if not CLASSIFIER.exists():
         save_file(train_classifier(work=work).state_dict(), CLASSIFIER)
     classifier = load_classifier()
-    pipeline = load_pipeline(base)
+    pipeline = load_pipeline(base, torch_dtype=torch.float32)
     result: dict[str, Any] = {
         "guidance_scale": guidance_scale,
         "sampler": "DDIM, 50 steps",
@@ -104,7 +103,7 @@ def score(
 
 
 def _casts(count: int, products: int) -> list[tuple[Product, ...]]:
-    """`count` casts of exactly so many products, never used in training."""
+    """`count` casts of exactly so many products."""
     casts: list[tuple[Product, ...]] = []
     index = 0
     while len(casts) < count:

@@ -30,7 +30,7 @@ def optimise(
     the uninterrupted one would have drawn. `state` lists further objects with a state_dict to checkpoint.
     The loss curve goes to `work/name.jsonl`.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)
     optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=0.01, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(200, steps // 10), steps)
     accelerator.register_for_checkpointing(schedule, *state)
@@ -39,6 +39,11 @@ def optimise(
     first = _newest(folder)
     if first:
         accelerator.load_state(str(folder / f"step_{first}"))
+    if log.exists():  # what was logged after the checkpoint will be logged again
+        kept = [
+            line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= first
+        ]
+        log.write_text("".join(kept))
     generator = torch.Generator()
     mean = 0.0
     with Progress() as progress, log.open("a") as lines:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..configs import config_of
 from ..configs.schema import Config
-from .console import quiet_console
+from .console import best_device, quiet_console
 
 FOLDER_RESOLUTION = (
     256  # pictures of a folder and of its catalogue are fitted to this square before they are compared
@@ -59,8 +59,8 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     from ..train.judge import audit_model, fix_limits
     from ..train.prepare import split_catalogue, transform_of
 
-    pipeline = load_pipeline(subject)
-    config = config_of(overrides, data={"source": against, "resolution": resolution_of(pipeline)})
+    pipeline = load_pipeline(subject).to(best_device())
+    config = config_of(overrides, data={"source": against, **framing_of(pipeline)})
     train, held_out = split_catalogue(config)
     cache = cache_latents(
         train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output)
@@ -75,9 +75,12 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
         )  # fmt: skip
 
 
-def resolution_of(pipeline: Any) -> int:
-    """The side in pixels that a pipeline draws by default."""
-    return pipeline._size(None, None)[0]
+def framing_of(pipeline: Any) -> dict[str, Any]:
+    """The data settings a pipeline was trained with, as far as it knows: resolution, fit, backdrop."""
+    start = pipeline.start_distribution
+    known = dict((start.config["image_transform"] if start else None) or {})
+    frame = {key: known[key] for key in ("fit", "backdrop") if key in known}
+    return {"resolution": pipeline._size(None, None)[0], **frame}
 
 
 def cache_folder(config: Config, output: Path) -> Path:

@@ -9,6 +9,15 @@ import warnings
 from rich.console import Console
 
 
+def best_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    import torch
+
+    return (
+        str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    )
+
+
 def quiet_console() -> Console:
     """A console; the libraries' notes about optional parts are silenced."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from ..configs import config_of
-from .audit import cache_folder, resolution_of
-from .console import quiet_console
+from .audit import cache_folder, framing_of
+from .console import best_device, quiet_console
 
 
 def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Path:
@@ -25,10 +25,10 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     from ..train.models import resolve_base
     from ..train.prepare import offset_start, prepare, split_catalogue
 
-    pipeline = load_pipeline(resolve_base(into))
+    pipeline = load_pipeline(resolve_base(into)).to(best_device())
     # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
     config = config_of(
-        overrides, data={"source": catalogue, "resolution": resolution_of(pipeline)}, start={"enabled": False}
+        overrides, data={"source": catalogue, **framing_of(pipeline)}, start={"enabled": False}
     )
     parts = split_catalogue(config)
     console.print(catalogue_table(*parts))
@@ -38,7 +38,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
         parts=parts,
         t_min=offset_start(pipeline, config.start),
         cache_dir=cache_folder(config, output),
-        device="cpu",
+        device=best_device(),
     )
     limits = fix_limits(prepared.train, prepared.cache, pipeline.vae)
     pipeline.set_start_distribution(prepared.start_distribution)

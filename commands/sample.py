@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .console import quiet_console
+from .console import best_device, quiet_console
 
 
 def read_prompts(prompts: list[str]) -> list[str]:
@@ -51,7 +51,11 @@ def sample(
     from ..pca import Sampler
     from ..train.models import resolve_base
 
-    pipeline = load_pipeline(resolve_base(checkpoint))
+    pipeline = load_pipeline(resolve_base(checkpoint)).to(best_device())
+    if pipeline.start_distribution is None:
+        if class_name is not None:
+            raise ValueError(f"--class must not be given for {checkpoint}, which has no start distribution")
+        start = "none"
     recipe: dict[str, Any] = {
         "checkpoint": checkpoint, "class": class_name, "start": start, "scheduler": scheduler, "steps": steps,
         "guidance": guidance,
@@ -70,7 +74,6 @@ def sample(
             sampler=Sampler(scheduler, steps),
             guidance_scale=guidance,
             seed=seed,
-            batch_size=16,
             advance=lambda done: progress.advance(bar, done),
             **call,
         )

@@ -52,6 +52,7 @@ class DataConfig(Section):
     class_prefixes: dict[str, str] = {}
     on_bad_image: Literal["drop", "error"] = "drop"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    split: str = "train"  # of a hub data set
     limit: Positive | None = None
     cache_dir: str | None = None  # latents; default: a folder `latents` beside the run
     studio: StudioConfig = StudioConfig()
@@ -71,7 +72,7 @@ class StartConfig(Section):
     enabled: bool = True  # false: plain fine-tuning; the statistics are fitted all the same
     components: Annotated[int, Field(ge=0)] = 0
     skip_interval: Positive = 50
-    offset_from: Annotated[int, Field(ge=0)] | None = None  # None: from the samplers below
+    offset_from: Annotated[int, Field(ge=1)] | None = None  # None: from the samplers below
     samplers: list[SamplerConfig] | None = None  # None: DDIM 20, DPM-Solver++ 20 and 25, Euler 30
     emphasis: Share | None = None  # share of timesteps drawn from the offset range; None: uniform
 

@@ -33,11 +33,11 @@ def encode_latents(pixels: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.
     return (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
 
 
-def vae_hash(vae: Any) -> str:
+def weights_hash(model: Any) -> str:
     """sha256 over a VAE's config and its weights as float32."""
-    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in sorted(vae.state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
         digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -61,7 +61,7 @@ def cache_latents(
     are written as they are done: an interrupted run keeps them.
     Raises ValueError naming the picture if it cannot be read or its latents are not finite.
     """
-    recipe = f"{vae_hash(vae)} {json.dumps(transform.to_dict(), sort_keys=True)}"
+    recipe = f"{weights_hash(vae)} {json.dumps(transform.to_dict(), sort_keys=True)}"
     folder = Path(cache_dir) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
     with picture_bar("hashing pictures", len(catalogue), shown=progress) as advance:
         keys = []

@@ -11,6 +11,11 @@ from PIL import Image
 from ..pca import Sampler, build_scheduler
 
 
+def batch_that_fits(latent_area: int) -> int:
+    """Pictures at a time: 32 of up to 32 x 32 latents, 8 at 64 x 64 (512 pixels), never fewer than one."""
+    return max(1, min(32, 2**15 // latent_area))
+
+
 def generate(
     pipeline: Any,
     prompts: Sequence[str],
@@ -20,7 +25,7 @@ def generate(
     sampler: Sampler = Sampler("DDIMScheduler", 20),
     guidance_scale: float = 3.0,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
     **call: Any,
 ) -> list[Image.Image]:
@@ -31,6 +36,8 @@ def generate(
     called after every n pictures; call: further arguments of the pipeline. The pipeline's own scheduler
     is put back afterwards.
     """
+    if batch_size is None:
+        batch_size = batch_that_fits(pipeline.latent_area)
     pictures: list[Image.Image] = []
     own_scheduler = pipeline.scheduler
     quiet = dict(getattr(pipeline, "_progress_bar_config", {}))

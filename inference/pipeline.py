@@ -136,6 +136,12 @@ class OffsetPipelineMixin:
             **kwargs,
         )
 
+    @property
+    def latent_area(self) -> int:
+        """Height times width of the latents of a picture of the default size."""
+        height, width = self._size(None, None)
+        return (height // self.vae_scale_factor) * (width // self.vae_scale_factor)
+
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default the start distribution's, else the UNet's."""
         if self.start_distribution is not None:
@@ -232,16 +238,22 @@ class OffsetStableDiffusionPipeline(OffsetPipelineMixin, StableDiffusionPipeline
 
 
 def load_pipeline(
-    path: str | Path, *, torch_dtype: torch.dtype | None = None, config: str | Path | None = None
+    path: str | Path,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    config: str | Path | None = None,
+    plain: bool = False,
 ) -> OffsetStableDiffusionPipeline:
     """A pipeline from a diffusers folder (with or without a start distribution), a single file or a hub id.
 
     torch_dtype: of the models; the start distribution is float32. config: a diffusers folder or hub id of the
-    single file's architecture; if None, diffusers guesses it and asks the hub.
+    single file's architecture; if None, diffusers guesses it and asks the hub. plain: a start
+    distribution in the folder is left unread.
     Raises ValueError on a path that is none of these, and on a folder without a VAE or not of Stable
     Diffusion 1 or 2.
     """
     local, dtype = Path(path), {} if torch_dtype is None else {"torch_dtype": torch_dtype}
+    start: dict[str, Any] = {COMPONENT: None} if plain else {}
     if local.is_file():
         if local.suffix not in SINGLE_FILES:
             raise ValueError(f"model file must end in {' or '.join(SINGLE_FILES)}, got {path}")
@@ -252,7 +264,7 @@ def load_pipeline(
     elif local.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
         raise ValueError(f"model must be an existing folder, a single file or a hub id, got {str(path)!r}")
     try:
-        return OffsetStableDiffusionPipeline.from_pretrained(str(path), **dtype)
+        return OffsetStableDiffusionPipeline.from_pretrained(str(path), **dtype, **start)
     except OSError as error:
         if local.is_dir():
             raise

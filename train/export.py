@@ -28,6 +28,7 @@ def export_model(
     picture.
     """
     pipeline = training.pipeline
+    training.accelerator.unwrap_model(training.unet, keep_fp32_wrapper=False)  # autocast is not shipped
     if training.average:
         training.average.copy_to(training.weights)
     pipeline.unet.eval()

@@ -17,8 +17,8 @@ from ..data.catalogue import Catalogue
 from ..data.latents import LatentCache, cache_latents
 from ..data.transform import ImageTransform
 from ..evaluation import AuditReport, Limits, audit, calibrate, contact_sheet
-from ..inference.generate import generate
-from ..pca import Sampler
+from ..inference.generate import batch_that_fits, generate
+from ..pca import Sampler, StartDistribution
 
 CALIBRATION_PICTURES = 1000
 
@@ -33,11 +33,11 @@ class Audited:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor, *, batch_size: int = 32) -> list[Image.Image]:
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
     """Pictures of scaled latents (B, C, h, w)."""
     processor, shift = VaeImageProcessor(), vae.config.get("shift_factor") or 0.0
     pictures: list[Image.Image] = []
-    for part in latents.split(batch_size):
+    for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
         unscaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
         pictures += processor.postprocess(vae.decode(unscaled).sample)
     return pictures
@@ -48,14 +48,29 @@ def fix_limits(catalogue: Catalogue, cache: LatentCache, vae: AutoencoderKL) -> 
 
     What the VAE cannot draw is not held against a model that draws through it.
     """
-    chosen = torch.randperm(len(cache), generator=torch.Generator().manual_seed(0))[:CALIBRATION_PICTURES]
+    chosen = round_robin(catalogue, CALIBRATION_PICTURES)
     names = [catalogue.class_names[int(catalogue.class_ids[i])] for i in chosen]
     return calibrate(decode(vae, cache.means(chosen)), classes=names)
 
 
+def round_robin(catalogue: Catalogue, count: int) -> list[int]:
+    """Rows of at most `count` pictures, one class after the other, so that none is left out."""
+    by_class: list[list[int]] = [[] for _ in catalogue.class_names]
+    for row, class_id in enumerate(catalogue.class_ids.tolist()):
+        by_class[class_id].append(row)
+    longest = max(map(len, by_class))
+    return [rows[turn] for turn in range(longest) for rows in by_class if turn < len(rows)][:count]
+
+
+def start_of(start_distribution: StartDistribution) -> str:
+    """How the pipeline starts from it: from draws where there are components, else from the mean."""
+    return "draw" if start_distribution.components.shape[1] else "mean"
+
+
 def prompts_of(catalogue: Catalogue, count: int) -> tuple[list[str], list[str]]:
-    """Captions and class names of `count` held-out pictures, in turns when there are fewer."""
-    rows = [i % len(catalogue) for i in range(count)]
+    """Captions and class names of `count` pictures, going round the classes, again when there are fewer."""
+    order = round_robin(catalogue, count)
+    rows = [order[i % len(order)] for i in range(count)]
     return [catalogue.captions[i] for i in rows], [
         catalogue.class_names[int(catalogue.class_ids[i])] for i in rows
     ]
@@ -67,7 +82,8 @@ def audit_held_out(
     """Held-out catalogue pictures, after the same round trip: what a perfect model would score."""
     cache = cache_latents(catalogue, vae, transform, cache_dir=cache_dir, device=vae.device, progress=False)
     pictures = decode(vae, cache.means(range(len(cache))))
-    prompts, classes = prompts_of(catalogue, len(catalogue))
+    prompts = catalogue.captions
+    classes = [catalogue.class_names[int(class_id)] for class_id in catalogue.class_ids]
     return Audited(pictures, prompts, audit(pictures, limits, classes=classes))
 
 

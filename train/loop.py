@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..configs.schema import Config
 from ..pca import StartDistribution
-from .checkpoint import checkpoints, save_checkpoint, step_of
+from .checkpoint import checkpoints, load_average, save_checkpoint, step_of
 from .metrics import LossMeter, append_metrics, rewind_metrics
 from .models import prepare_unet, tokenize, training_schedule
 from .prepare import Prepared
@@ -49,27 +49,27 @@ def set_up(
     weights = prepare_unet(pipeline, config.model)
     pipeline.text_encoder.to(accelerator.device)
     options = config.train
-    optimizer = torch.optim.AdamW(
-        weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
-    )
-    schedule = get_scheduler(
-        options.schedule, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
-    )
-    average = None
-    if options.ema_decay:
-        average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
-        average.to(accelerator.device)
-        accelerator.register_for_checkpointing(average)
-    accelerator.register_for_checkpointing(schedule)
-    unet, optimizer = accelerator.prepare(pipeline.unet, optimizer)
-    training = Training(accelerator, pipeline, unet, weights, optimizer, schedule, average)
-    saved = checkpoints(run)
+    raw = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    unet, optimizer = accelerator.prepare(pipeline.unet, raw)
+    average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
+    saved, first_step = checkpoints(run), 0
     if saved:
+        first_step = step_of(saved[-1])
         accelerator.load_state(str(saved[-1]))
-        training.first_step = step_of(saved[-1])
-        if accelerator.is_main_process:
-            rewind_metrics(run, training.first_step)
-    return training
+        if options.ema_decay:
+            load_average(average, saved[-1])
+    if accelerator.is_main_process:
+        rewind_metrics(run, first_step)
+    # the schedule is a function of the step: nothing to save, nothing to load
+    schedule = get_scheduler(
+        options.schedule,
+        raw,
+        num_warmup_steps=options.warmup_steps,
+        num_training_steps=options.steps,
+        last_epoch=first_step - 1,
+    )
+    kept = average if options.ema_decay else None
+    return Training(accelerator, pipeline, unet, weights, optimizer, schedule, kept, first_step)
 
 
 def batches(config: Config, training: Training, prepared: Prepared) -> DataLoader:
@@ -141,7 +141,9 @@ def train(
                 text = f"loss {means['loss']:.4f}  {means['images_per_second']:.0f} images/s"
                 progress.update(bar, completed=step, description=text)
             if checkpoint_due:
-                save_checkpoint(accelerator, run, step, keep=options.keep_checkpoints)
+                save_checkpoint(
+                    accelerator, run, step, average=training.average, keep=options.keep_checkpoints
+                )
             if preview_due:
                 preview(step)
             if checkpoint_due or preview_due:

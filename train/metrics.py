@@ -66,12 +66,16 @@ def read_metrics(run: Path, *, up_to: int | None = None) -> list[dict[str, Any]]
     """The lines of metrics.jsonl, those of steps after `up_to` left out."""
     if not (run / METRICS).exists():
         return []
-    rows = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    # a line without its end was cut off with the process that wrote it
+    lines = (run / METRICS).read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     return [row for row in rows if up_to is None or row["step"] <= up_to]
 
 
 def rewind_metrics(run: Path, step: int) -> None:
     """Drops what an interrupted run logged after the checkpoint it resumes from."""
+    if not (run / METRICS).exists():
+        return
     rows = read_metrics(run, up_to=step)
     beside = run / f"{METRICS}.partial"
     beside.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -22,7 +22,7 @@ def resolve_base(base: str) -> str:
 
 def load_base(base: str) -> StableDiffusionPipeline:
     """The base as a pipeline in float32. Raises ValueError on a base that is not one or lacks a VAE."""
-    return load_pipeline(resolve_base(base), torch_dtype=torch.float32)
+    return load_pipeline(resolve_base(base), torch_dtype=torch.float32, plain=True)
 
 
 def check_method(pipeline: StableDiffusionPipeline, config: ModelConfig) -> None:

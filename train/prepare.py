@@ -43,6 +43,7 @@ def open_catalogue(config: DataConfig) -> Catalogue:
         backdrop=config.backdrop,
         on_bad_image=config.on_bad_image,
         limit=config.limit,
+        split=config.split,
     )
 
 
@@ -66,7 +67,9 @@ def offset_start(pipeline: StableDiffusionPipeline, config: StartConfig) -> int:
     if not config.enabled:
         return total
     if config.offset_from is not None:
-        return min(config.offset_from, total)
+        if config.offset_from >= total:
+            raise ValueError(f"start.offset_from must be below {total}, got {config.offset_from}")
+        return config.offset_from
     return offset_from(pipeline.scheduler, samplers_of(config), skip_interval=config.skip_interval)
 
 
@@ -89,6 +92,10 @@ def split_catalogue(config: Config) -> tuple[Catalogue, Catalogue]:
     """
     train, held_out = open_catalogue(config.data).split(config.data.held_out, config.run.seed)
     check_class_sizes(train, config.start.components)
+    if not len(held_out):
+        raise ValueError(
+            f"catalogue must have a class of at least two pictures to hold one out, got {len(train)}"
+        )
     return train, held_out
 
 

@@ -15,6 +15,7 @@ from ..evaluation import contact_sheet
 from ..inference.generate import generate
 from ..inference.pipeline import OffsetStableDiffusionPipeline
 from ..pca import Sampler, StartDistribution
+from .judge import prompts_of, start_of
 from .loop import Training
 
 PREVIEWS = 16
@@ -44,18 +45,6 @@ def averaged_weights(training: Training) -> Iterator[None]:
             training.average.restore(training.weights)
 
 
-def preview_prompts(catalogue: Catalogue, count: int = PREVIEWS) -> tuple[list[str], list[str]]:
-    """Captions and classes of `count` pictures, going round the classes."""
-    by_class = [
-        [i for i, c in enumerate(catalogue.class_ids.tolist()) if c == k]
-        for k in range(len(catalogue.class_names))
-    ]
-    rounds = max(map(len, by_class))
-    order = [rows[r] for r in range(rounds) for rows in by_class if r < len(rows)][:count]
-    names = catalogue.class_names
-    return [catalogue.captions[i] for i in order], [names[int(catalogue.class_ids[i])] for i in order]
-
-
 def save_preview(
     training: Training,
     start_distribution: StartDistribution,
@@ -67,7 +56,7 @@ def save_preview(
 ) -> None:
     """Writes samples/step_N.png. All processes may call it; the main one draws."""
     if training.accelerator.is_main_process:
-        prompts, classes = preview_prompts(catalogue)
+        prompts, classes = prompts_of(catalogue, PREVIEWS)
         with averaged_weights(training):
             pipeline: Any = shipping_pipeline(training.pipeline, start_distribution)
             pipeline.to(training.accelerator.device)
@@ -75,6 +64,7 @@ def save_preview(
                 pipeline,
                 prompts,
                 class_names=classes,
+                start=start_of(start_distribution),
                 sampler=Sampler(settings.scheduler, settings.steps),
                 guidance_scale=settings.guidance_scale,
             )

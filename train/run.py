@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
-from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from rich.console import Console
 from rich.progress import Progress
 
 from ..configs import ConfigError, differences
 from ..configs.schema import Config
+from ..data.catalogue import Catalogue
+from ..data.latents import weights_hash
 from ..data.table import catalogue_table
 from ..evaluation import Limits, compare_table
+from ..evaluation.rules import write_json
 from ..inference.pipeline import load_pipeline
-from ..pca import StartDistribution
+from ..pca import Sampler, build_scheduler
 from .export import export_model
-from .judge import Audited, audit_held_out, audit_model, fix_limits, save_audit, side_by_side
+from .judge import Audited, audit_held_out, audit_model, fix_limits, save_audit, side_by_side, start_of
 from .loop import set_up, train
 from .metrics import read_metrics
 from .models import check_method, load_base
@@ -65,16 +70,20 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     Raises ValueError on anything wrong with config, base or catalogue before a picture is encoded.
     """
     check_same_config(config)
+    check_tracker(config.run.tracker)
     run = Path(config.run.dir)
     accelerator = Accelerator(
         mixed_precision=config.train.mixed_precision,
         gradient_accumulation_steps=config.train.gradient_accumulation,
         log_with=None if config.run.tracker == "none" else config.run.tracker,
         project_dir=config.run.dir,
+        # the other processes wait while one encodes or exports
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
     )
     set_seed(config.run.seed)
     pipeline = load_base(config.model.base)
     check_method(pipeline, config.model)
+    build_scheduler(pipeline.scheduler, Sampler(config.run.audit.scheduler, config.run.audit.steps))
     t_min = offset_start(pipeline, config.start)
     parts = split_catalogue(config)
     if accelerator.is_main_process:
@@ -84,19 +93,24 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
         )
     if dry_run:
         return run
-    device, cache_dir = str(accelerator.device), cache_folder(config)
     with accelerator.main_process_first():
-        prepared = prepare(config, pipeline, parts=parts, t_min=t_min, cache_dir=cache_dir, device=device)
-        start_run(config)
+        prepared = _prepare(config, pipeline, parts, accelerator, t_min=t_min)
     if not (run / "model").exists():
         _train_and_export(config, pipeline, prepared, accelerator, run=run)
+    accelerator.free_memory()
     if accelerator.is_main_process:
         if not (run / "audit.json").exists():
-            _judge(config, prepared, run=run, cache_dir=cache_dir, console=console, device=device)
+            _judge(config, prepared, run=run, console=console, device=str(accelerator.device))
         console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
         console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
-    accelerator.wait_for_everyone()
+    accelerator.end_training()
     return run
+
+
+def check_tracker(tracker: str) -> None:
+    """Raises ValueError on a tracker that is not installed: accelerate would leave it out silently."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise ValueError(f"run.tracker must be an installed library, got {tracker!r}: pip install {tracker}")
 
 
 def cache_folder(config: Config) -> Path:
@@ -104,11 +118,38 @@ def cache_folder(config: Config) -> Path:
     return Path(config.data.cache_dir or Path(config.run.dir).parent / "latents")
 
 
+def _prepare(
+    config: Config, pipeline: Any, parts: tuple[Catalogue, Catalogue], accelerator: Accelerator, *, t_min: int
+) -> Prepared:
+    """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs."""
+    prepared = prepare(
+        config,
+        pipeline,
+        parts=parts,
+        t_min=t_min,
+        cache_dir=cache_folder(config),
+        device=str(accelerator.device),
+    )
+    options = config.train
+    inputs = {
+        "catalogue": prepared.cache.content_hash,
+        "base": weights_hash(pipeline.unet),
+        "global batch": options.batch_size * options.gradient_accumulation * accelerator.num_processes,
+    }
+    run = start_run(config)
+    file = run / "inputs.json"
+    if file.exists() and (changed := differences(json.loads(file.read_text()), inputs)):
+        raise ConfigError(f"{run} must go on with what it was started with, got " + "; ".join(changed))
+    if accelerator.is_main_process and not file.exists():
+        prepared.start_distribution.save_pretrained(run / "start_distribution")
+        fix_limits(prepared.train, prepared.cache, pipeline.vae).save(run / "limits.json")
+        write_json(inputs, file)
+    return prepared
+
+
 def _train_and_export(
     config: Config, pipeline: Any, prepared: Prepared, accelerator: Accelerator, *, run: Path
 ) -> None:
-    if accelerator.is_main_process:
-        prepared.start_distribution.save_pretrained(run / "start_distribution")
     if config.run.tracker != "none":
         options = {"wandb": {"mode": os.environ.get("WANDB_MODE", "offline"), "dir": str(run)}}
         accelerator.init_trackers("onbrand", config=_flat(config.to_dict()), init_kwargs=options)
@@ -125,54 +166,45 @@ def _train_and_export(
         )
 
     train(config, training, prepared, run=run, preview=preview)
-    accelerator.end_training()
     if accelerator.is_main_process:
         export_model(training, prepared.start_distribution, run=run, prompt=prepared.train.captions[0])
     accelerator.wait_for_everyone()
 
 
-def _judge(
-    config: Config, prepared: Prepared, *, run: Path, cache_dir: Path, console: Console, device: str
-) -> None:
+def _judge(config: Config, prepared: Prepared, *, run: Path, console: Console, device: str) -> None:
     """Audits held-out pictures, the base, and the shipped model from pure noise and from its start."""
-    settings = config.run.audit
+    settings, limits = config.run.audit, Limits.load(run / "limits.json")
     model = load_pipeline(run / "model").to(device)
-    base = shipping_pipeline(
-        load_base(config.model.base), StartDistribution.from_pretrained(run / "start_distribution")
-    )
-    limits: Limits = fix_limits(prepared.train, prepared.cache, model.vae)
-    limits.save(run / "limits.json")
-    start = "draw" if config.start.components else "mean"
+    start = start_of(model.start_distribution)
+    base = shipping_pipeline(load_base(config.model.base), model.start_distribution).to(device)
     audits: dict[str, Audited] = {
         HELD_OUT: audit_held_out(
             prepared.held_out,
             model.vae,
             limits=limits,
             transform=transform_of(config.data),
-            cache_dir=cache_dir,
+            cache_dir=cache_folder(config),
         )
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
-        advance: Callable[[int], None] = lambda count: progress.advance(bar, count)  # noqa: E731
-        for name, pipeline, how in (
-            (BASE, base.to(device), "none"),
-            (NOISE, model, "none"),
-            (START, model, start),
-        ):
+        for name, pipeline, how in ((BASE, base, "none"), (NOISE, model, "none"), (START, model, start)):
             audits[name] = audit_model(
-                pipeline, prepared.held_out, limits=limits, start=how, settings=settings,
+                pipeline,
+                prepared.held_out,
+                limits=limits,
+                start=how,
+                settings=settings,
                 seed=config.run.seed,
-                advance=advance,
-            )  # fmt: skip
+                advance=lambda count: progress.advance(bar, count),
+            )
     for name, audited in audits.items():
         save_audit(audited, name=name.replace(" ", "_"), run=run)
     rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
     side_by_side(rows).save(run / "before_and_after.png")
-    reports = {name: audited.report for name, audited in audits.items()}
     write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
     audits[START].report.save(run / "audit.json")
-    console.print(compare_table(reports))
+    console.print(compare_table({name: audited.report for name, audited in audits.items()}))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

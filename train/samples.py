@@ -4,13 +4,14 @@ resume."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..data.latents import LatentCache
+
+ORDER, SAMPLE = 0, 1  # what a generator is for: part of its key
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class TimestepLaw:
     emphasis: float | None = None
 
     def draw(self, generator: torch.Generator) -> int:
+        """One timestep."""
         low, high = 0, self.num_train_timesteps
         if self.emphasis is not None and self.offset_from < self.num_train_timesteps:
             inside = torch.rand((), generator=generator).item() < self.emphasis
@@ -54,15 +56,15 @@ class TrainingSamples(Dataset):
         self.no_caption_ids, self.total, self.seed = no_caption_ids, total, seed
         self.timesteps, self.caption_dropout = timesteps, caption_dropout
         self.sample_posterior = sample_posterior
-        self._order = lru_cache(maxsize=2)(self._draw_order)
+        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
         return self.total
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         epoch, position = divmod(index, len(self.class_ids))
-        row = int(self._order(epoch)[position])
-        generator = seeded(self.seed, epoch, position)
+        row = int(self._order_of(epoch)[position])
+        generator = seeded(SAMPLE, self.seed, epoch, position)
         latents = self.cache.mean(row)
         noise = torch.randn(latents.shape, generator=generator)
         timestep = self.timesteps.draw(generator)
@@ -77,8 +79,11 @@ class TrainingSamples(Dataset):
             "input_ids": self.no_caption_ids if dropped else self.input_ids[row],
         }
 
-    def _draw_order(self, epoch: int) -> torch.Tensor:
-        return torch.randperm(len(self.class_ids), generator=seeded(self.seed, epoch))
+    def _order_of(self, epoch: int) -> torch.Tensor:
+        if self._order[0] != epoch:
+            generator = seeded(ORDER, self.seed, epoch)
+            self._order = (epoch, torch.randperm(len(self.class_ids), generator=generator))
+        return self._order[1]
 
 
 def seeded(*key: int) -> torch.Generator:

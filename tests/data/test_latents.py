@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from onbrand.data import Catalogue, ImageTransform, Picture, cache_latents
-from onbrand.data.latents import encode_latents, vae_hash
+from onbrand.data.latents import encode_latents, weights_hash
 from PIL import Image
 
 TRANSFORM = ImageTransform(32, 32)
@@ -149,11 +149,11 @@ def test_another_vae_is_encoded_again(tmp_path, vae, monkeypatch):
     assert same.encoded == 0
 
 
-def test_vae_hash_survives_saving(tmp_path):
+def test_weights_hash_survives_saving(tmp_path):
     vae = tiny_vae()
     vae.save_pretrained(tmp_path)
-    assert vae_hash(AutoencoderKL.from_pretrained(tmp_path)) == vae_hash(vae)
-    assert vae_hash(tiny_vae(1)) != vae_hash(vae)
+    assert weights_hash(AutoencoderKL.from_pretrained(tmp_path)) == weights_hash(vae)
+    assert weights_hash(tiny_vae(1)) != weights_hash(vae)
 
 
 def test_an_interrupted_run_keeps_what_it_encoded(tmp_path, monkeypatch):
