@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from onbrand.configs import Config, ConfigError
 from onbrand.inference import load_pipeline
 from onbrand.train import loop
 from onbrand.train.checkpoint import checkpoints, step_of
-from onbrand.train.metrics import read_metrics
+from onbrand.train.metrics import read_metrics, rewind_metrics
 from onbrand.train.models import load_base
-from onbrand.train.run import run_training, start_run
+from onbrand.train.run import check_tracker, run_training, start_run
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -94,6 +95,55 @@ def test_a_run_with_another_config_stops_and_says_what_differs(make_config: Make
         run_training(make_config(train__learning_rate=2e-3), console=QUIET)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("pictures", r"catalogue: .* -> "), ("batch", r"global batch: 4 -> 8"), ("base", r"base: .* -> ")],
+)
+def test_a_run_goes_on_only_with_what_it_was_started_with(
+    make_config: MakeConfig,
+    tiny: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+    message: str,
+) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    run_training(make_config(model__base=base), console=QUIET)
+    if change == "pictures":
+        monkeypatch.setattr("onbrand.data.studio.STUDIO_VERSION", 2)
+    elif change == "batch":
+        monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    else:
+        unet = tiny.make_unet(seed=1)
+        unet.save_pretrained(base / "unet")
+    with pytest.raises(ConfigError, match=message):
+        run_training(make_config(model__base=base), console=QUIET)
+
+
+def test_a_half_written_metrics_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    rewind_metrics(tmp_path, 0)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_a_tracker_that_is_not_installed_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="run.tracker must be an installed library, got 'tensorboard'"):
+        check_tracker("tensorboard")
+    check_tracker("none")
+
+
+def test_wandb_is_offline_by_default_and_keeps_its_files_in_the_run(make_config: MakeConfig) -> None:
+    run = run_training(make_config(run__tracker="wandb", train__steps=2), console=QUIET)
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
+def test_a_class_of_one_leaves_nothing_to_hold_out(make_config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match="must have a class of at least two pictures to hold one out, got 1"):
+        run_training(make_config(data__studio__pictures=1), console=QUIET)
+
+
 def test_dry_run_writes_no_run(make_config: MakeConfig) -> None:
     console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     run = run_training(make_config(), console=console, dry_run=True)
@@ -166,6 +216,8 @@ def test_components_are_drawn_from_at_the_audit(make_config: MakeConfig) -> None
         ({"data__source": "/no/such/catalogue"}, "catalogue source must be"),
         ({"start__samplers": "[{scheduler: DDIMScheduler, steps: 4}]"}, "0.9 T"),
         ({"start__samplers": "[{scheduler: DDIMSchedular, steps: 20}]"}, "DDIMScheduler"),
+        ({"run__audit__scheduler": "DDIMSchedular"}, "DDIMScheduler"),
+        ({"start__offset_from": 1000}, "start.offset_from must be below 1000, got 1000"),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(
