@@ -16,7 +16,7 @@ from .pictures import draw
 from .vae import to_pixels
 
 COLOUR_NAMES = sorted(COLOURS)
-STEPS, BATCH, LEARNING_RATE = 1500, 64, 2e-3
+STEPS, BATCH, LEARNING_RATE = 4000, 64, 3e-3
 
 
 class ProductClassifier(nn.Module):
@@ -43,7 +43,7 @@ class ProductClassifier(nn.Module):
         return torch.cat([present[..., None], (places[:, :, 1:].flatten(3) * where).sum(-1)], dim=-1)
 
 
-def train_classifier(*, work: Path, pictures: int = 16_000, steps: int = STEPS) -> ProductClassifier:
+def train_classifier(*, work: Path, pictures: int = 48_000, steps: int = STEPS) -> ProductClassifier:
     """A classifier trained on both looks of the studio."""
     shots = [Shot(look, 64, 7, i) for i in range(pictures // 2) for look in ("wild", "on-brand")]
     pixels = draw(shots)

@@ -129,7 +129,7 @@ def test_a_half_written_metrics_line_is_left_out(tmp_path: Path) -> None:
 
 def test_a_tracker_that_is_not_installed_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="run.tracker must be an installed library, got 'tensorboard'"):
+    with pytest.raises(ValueError, match=r"run.tracker must be an installed library, got 'tensorboard'"):
         check_tracker("tensorboard")
     check_tracker("none")
 
