@@ -52,7 +52,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
                 pipeline, prepared.held_out, limits=limits, start=start, settings=config.run.audit,
                 seed=config.run.seed,
             )  # fmt: skip
-            save_audit(audited, name=name.replace(" ", "_"), run=beside / "fit")
+            save_audit(audited, name=name, run=beside / "fit")
             reports[name] = audited.report
     beside.rename(output)
     console.print(compare_table(reports, title=f"On-brand audit of {into} against {catalogue}"))

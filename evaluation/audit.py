@@ -177,6 +177,21 @@ class AuditReport:
         """Writes `to_dict` as a JSON file, atomically."""
         write_json(self.to_dict(), path)
 
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AuditReport:
+        """Reads what `save` wrote."""
+        stored = json.loads(Path(path).read_text())
+        pictures = stored["pictures"]
+        return cls(
+            names=[picture["name"] for picture in pictures],
+            measures=[
+                {key: math.nan if value is None else value for key, value in picture["measures"].items()}
+                for picture in pictures
+            ],
+            failures=[[Failure(**failure) for failure in picture["failures"]] for picture in pictures],
+            limits=Limits.from_dict(stored["limits"]),
+        )
+
     def table(self, *, title: str = "On-brand audit") -> Table:
         """Pass rate and limit of each rule, for a terminal."""
         table = Table(title=Text(title), caption=_caption(self.limits))

@@ -113,12 +113,18 @@ def audit_model(
     return Audited(pictures, prompts, audit(pictures, limits, classes=classes))
 
 
+def audit_file(name: str, run: Path) -> Path:
+    """Where the audit of that name is kept."""
+    return run / "audits" / f"{name.replace(' ', '_')}.json"
+
+
 def save_audit(audited: Audited, *, name: str, run: Path, shown: int = 64) -> Path:
     """Writes audits/<name>.json and samples/<name>.png, the pictures with their failures marked."""
-    (run / "audits").mkdir(parents=True, exist_ok=True)
-    (run / "samples").mkdir(parents=True, exist_ok=True)
-    audited.report.save(run / "audits" / f"{name}.json")
-    picture = run / "samples" / f"{name}.png"
+    file = audit_file(name, run)
+    picture = run / "samples" / f"{file.stem}.png"
+    for path in (file, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    audited.report.save(file)
     sheet(audited, title=name, shown=shown).save(picture)
     return picture
 

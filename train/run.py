@@ -20,12 +20,21 @@ from ..configs.schema import Config
 from ..data.catalogue import Catalogue
 from ..data.latents import weights_hash
 from ..data.table import catalogue_table
-from ..evaluation import Limits, compare_table
+from ..evaluation import AuditReport, Limits, compare_table
 from ..evaluation.rules import write_json
 from ..inference.pipeline import load_pipeline
 from ..pca import Sampler, build_scheduler
 from .export import export_model
-from .judge import Audited, audit_held_out, audit_model, fix_limits, save_audit, side_by_side, start_of
+from .judge import (
+    Audited,
+    audit_file,
+    audit_held_out,
+    audit_model,
+    fix_limits,
+    save_audit,
+    side_by_side,
+    start_of,
+)
 from .loop import set_up, train
 from .metrics import read_metrics
 from .models import check_method, load_base
@@ -100,7 +109,9 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     accelerator.free_memory()
     if accelerator.is_main_process:
         if not (run / "audit.json").exists():
-            _judge(config, prepared, run=run, console=console, device=str(accelerator.device))
+            _judge(config, prepared, run=run, device=str(accelerator.device))
+        names = (HELD_OUT, BASE, NOISE, START)
+        console.print(compare_table({name: AuditReport.load(audit_file(name, run)) for name in names}))
         console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
         console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
     accelerator.end_training()
@@ -171,7 +182,7 @@ def _train_and_export(
     accelerator.wait_for_everyone()
 
 
-def _judge(config: Config, prepared: Prepared, *, run: Path, console: Console, device: str) -> None:
+def _judge(config: Config, prepared: Prepared, *, run: Path, device: str) -> None:
     """Audits held-out pictures, the base, and the shipped model from pure noise and from its start."""
     settings, limits = config.run.audit, Limits.load(run / "limits.json")
     model = load_pipeline(run / "model").to(device)
@@ -199,12 +210,11 @@ def _judge(config: Config, prepared: Prepared, *, run: Path, console: Console, d
                 advance=lambda count: progress.advance(bar, count),
             )
     for name, audited in audits.items():
-        save_audit(audited, name=name.replace(" ", "_"), run=run)
+        save_audit(audited, name=name, run=run)
     rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
     side_by_side(rows).save(run / "before_and_after.png")
     write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
     audits[START].report.save(run / "audit.json")
-    console.print(compare_table({name: audited.report for name, audited in audits.items()}))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -137,6 +137,7 @@ def test_json_holds_the_contract_and_the_limits(tmp_path, limits, draw):
     report.save(tmp_path / "new" / "audit.json")
     stored = json.loads((tmp_path / "new" / "audit.json").read_text())
     assert stored == json.loads(report.to_json()) == report.to_dict()
+    assert AuditReport.load(tmp_path / "new" / "audit.json").to_dict() == stored
     assert stored["pass_rate"] == pytest.approx(2 / 3)
     assert stored["standard_error"] == pytest.approx(math.sqrt(2 / 27))
     assert stored["n"] == 3
