@@ -39,8 +39,8 @@ def write_report(
         rules=[(rule, describe_limits(limits, rule=rule)) for rule in RULES],
         limits_from=limits.n,
         audits={name: audited.report for name, audited in audits.items()},
-        sheets={name: png(sheet(audited, title=name)) for name, audited in audits.items()},
-        overview=png(Image.open(run / "before_and_after.png")),
+        sheets={name: data_uri(sheet(audited, title=name)) for name, audited in audits.items()},
+        overview=data_uri(Image.open(run / "before_and_after.png")),
         loss=loss_curve(metrics),
         prepared=prepared,
         offset_from=prepared.start_distribution.offset_from,
@@ -52,11 +52,11 @@ def write_report(
     return run / "report.html"
 
 
-def png(image: Image.Image) -> str:
-    """A picture as a data URI."""
+def data_uri(image: Image.Image) -> str:
+    """A picture as a JPEG data URI."""
     stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+    image.convert("RGB").save(stream, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def loss_curve(
