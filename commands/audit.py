@@ -63,7 +63,11 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     config = config_of(overrides, data={"source": against, **framing_of(pipeline)})
     train, held_out = split_catalogue(config)
     cache = cache_latents(
-        train, pipeline.vae, transform_of(config.data), cache_dir=cache_folder(config, output)
+        train,
+        pipeline.vae,
+        transform_of(config.data),
+        cache_dir=cache_folder(config, output),
+        device=pipeline.device,
     )
     limits = fix_limits(train, cache, pipeline.vae)
     settings = config.run.audit
