@@ -44,19 +44,20 @@ class Training:
 def set_up(
     config: Config, pipeline: StableDiffusionPipeline, accelerator: Accelerator, *, run: Path
 ) -> Training:
-    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint if it has
-    one."""
+    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint, if any."""
     weights = prepare_unet(pipeline, config.model)
     pipeline.text_encoder.to(accelerator.device)
     options = config.train
     raw = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     unet, optimizer = accelerator.prepare(pipeline.unet, raw)
-    average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
+    average = None
+    if options.ema_decay:
+        average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
     saved, first_step = checkpoints(run), 0
     if saved:
         first_step = step_of(saved[-1])
         accelerator.load_state(str(saved[-1]))
-        if options.ema_decay:
+        if average:
             load_average(average, saved[-1])
     if accelerator.is_main_process:
         rewind_metrics(run, first_step)
@@ -68,8 +69,7 @@ def set_up(
         num_training_steps=options.steps,
         last_epoch=first_step - 1,
     )
-    kept = average if options.ema_decay else None
-    return Training(accelerator, pipeline, unet, weights, optimizer, schedule, kept, first_step)
+    return Training(accelerator, pipeline, unet, weights, optimizer, schedule, average, first_step)
 
 
 def batches(config: Config, training: Training, prepared: Prepared) -> DataLoader:
