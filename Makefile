@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/onbrand train demo
 
 test: $(VENV)/ready-test
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/ready-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

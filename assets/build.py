@@ -59,7 +59,7 @@ def build(
     beside = out.with_name(f"{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     vae.register_to_config(_name_or_path="tiny-base")
-    # not the text encoder: transformers would go on in float16 with it, where diffusers loads these in float32
+    # not the text encoder: transformers would load it in float16, where diffusers loads these in float32
     for module in (vae, unet):
         module.to(dtype=torch.float16)
     pipeline.save_pretrained(beside)

@@ -14,6 +14,9 @@ import pytest
 import torch
 from onbrand.configs import Config, config_of
 
+# the tests run several processes side by side: more threads than cores would make them wait for each other
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
