@@ -15,7 +15,7 @@ from onbrand.train.run import run_training
 from rich.console import Console
 from rich.table import Table
 
-PICTURES = 256
+PICTURES = 128
 
 
 def main(shares: list[str]) -> None:
