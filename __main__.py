@@ -24,7 +24,7 @@ Seed = Annotated[int, typer.Option(min=0)]
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(help="The config file to write")] = Path("onbrand.yaml"),
-    recipe: Annotated[str, typer.Option(help="The shipped recipe to start from")] = "quickstart",
+    recipe: Annotated[str, typer.Option(help="The shipped recipe to start from")] = "sd15",
 ) -> None:
     """Write a commented starter config."""
     from .commands.init import init
