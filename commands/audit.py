@@ -33,7 +33,9 @@ def audit(subject: str, *, against: str, overrides: list[str], start: str, outpu
     audited.report.limits.save(output / "limits.json")
     sheet(audited, title=subject).save(output / "sheet.jpg", quality=92)
     console.print(audited.report.table(title=f"{subject} against {against}"))
-    console.print(f"[bold]report[/]   {output / 'audit.json'}\n[bold]picture[/]  {output / 'sheet.jpg'}")
+    console.print(
+        f"[bold]report[/]   {output / 'audit.json'}\n[bold]picture[/]  {output / 'sheet.jpg'}", soft_wrap=True
+    )
     return audited.report.pass_rate
 
 

@@ -57,6 +57,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     beside.rename(output)
     console.print(compare_table(reports, title=f"On-brand audit of {into} against {catalogue}"))
     console.print(
-        f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}"
+        f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}",
+        soft_wrap=True,
     )
     return output

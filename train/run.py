@@ -112,8 +112,10 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
             _judge(config, prepared, run=run, device=str(accelerator.device))
         names = (HELD_OUT, BASE, NOISE, START)
         console.print(compare_table({name: AuditReport.load(audit_file(name, run)) for name in names}))
-        console.print(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}")
-        console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}")
+        console.print(
+            f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}", soft_wrap=True
+        )
+        console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}", soft_wrap=True)
     accelerator.end_training()
     return run
 
