@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import config_of
-from ..configs.schema import Config
 from .console import best_device, quiet_console
 
-FOLDER_RESOLUTION = (
-    256  # pictures of a folder and of its catalogue are fitted to this square before they are compared
-)
+# pictures of a folder and of its catalogue are fitted to this square before they are compared
+FOLDER_RESOLUTION = 256
 
 
 def audit(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> float:
@@ -59,7 +57,7 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     from ..data.latents import cache_latents
     from ..inference.pipeline import load_pipeline
     from ..train.judge import audit_model, fix_limits
-    from ..train.prepare import split_catalogue, transform_of
+    from ..train.prepare import latents_folder, split_catalogue, transform_of
 
     pipeline = load_pipeline(subject).to(best_device())
     config = config_of(overrides, data={"source": against, **framing_of(pipeline)})
@@ -68,7 +66,7 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
         train,
         pipeline.vae,
         transform_of(config.data),
-        cache_dir=cache_folder(config, output),
+        cache_dir=latents_folder(config.data, output),
         device=pipeline.device,
     )
     limits = fix_limits(train, cache, pipeline.vae)
@@ -87,8 +85,3 @@ def framing_of(pipeline: Any) -> dict[str, Any]:
     known = dict((start.config["image_transform"] if start else None) or {})
     frame = {key: known[key] for key in ("fit", "backdrop") if key in known}
     return {"resolution": pipeline._size(None, None)[0], **frame}
-
-
-def cache_folder(config: Config, output: Path) -> Path:
-    """Where latents are kept: as configured, else a folder `latents` beside the output."""
-    return Path(config.data.cache_dir) if config.data.cache_dir else output.parent / "latents"

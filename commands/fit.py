@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from ..configs import config_of
-from .audit import cache_folder, framing_of
+from .audit import framing_of
 from .console import best_device, quiet_console
 
 
@@ -23,7 +23,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     from ..inference.pipeline import load_pipeline
     from ..train.judge import audit_model, fix_limits, save_audit
     from ..train.models import resolve_base
-    from ..train.prepare import offset_start, prepare, split_catalogue
+    from ..train.prepare import latents_folder, offset_start, prepare, split_catalogue
 
     pipeline = load_pipeline(resolve_base(into)).to(best_device())
     # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
@@ -37,8 +37,8 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
         pipeline,
         parts=parts,
         t_min=offset_start(pipeline, config.start),
-        cache_dir=cache_folder(config, output),
-        device=best_device(),
+        cache_dir=latents_folder(config.data, output),
+        device=pipeline.device,
     )
     limits = fix_limits(prepared.train, prepared.cache, pipeline.vae)
     pipeline.set_start_distribution(prepared.start_distribution)

@@ -62,6 +62,7 @@ def _bar(x0: float, y0: float, x1: float, y1: float, width: float) -> Points:
 
 
 def mug(rng: np.random.Generator) -> list[Part]:
+    """A mug with a handle on its right."""
     w, h, taper = rng.uniform(0.58, 0.74), rng.uniform(0.72, 0.92), rng.uniform(0.78, 1.0)
     x = -0.2
     body = [(x - w, -h), (x + w, -h), (x + w * taper, h), (x - w * taper, h)]
@@ -81,6 +82,7 @@ def _toward(corner: tuple, before: tuple, after: tuple, amount: float = 0.16) ->
 
 
 def bottle(rng: np.random.Generator) -> list[Part]:
+    """A bottle with a cap, its profile turned."""
     w, neck = rng.uniform(0.34, 0.48), rng.uniform(0.12, 0.17)
     shoulder, top = rng.uniform(-0.42, -0.12), -0.8
     half = [
@@ -107,6 +109,7 @@ def _half_smooth(points: list[tuple[float, float]], rounds: int = 2) -> list[tup
 
 
 def shoe(rng: np.random.Generator) -> list[Part]:
+    """A laced shoe seen from the side, toe to the right."""
     collar, toe = rng.uniform(-0.62, -0.42), rng.uniform(0.02, 0.14)
     upper = _smooth(
         [(-0.95, 0.3), (-0.92, collar), (-0.86, collar - 0.06), (-0.4, collar + 0.02), (-0.28, collar + 0.06),
@@ -121,6 +124,7 @@ def shoe(rng: np.random.Generator) -> list[Part]:
 
 
 def shirt(rng: np.random.Generator) -> list[Part]:
+    """A T-shirt laid flat."""
     w, sleeve = rng.uniform(0.5, 0.6), rng.uniform(0.3, 0.62)
     drop = -0.62 + sleeve * 0.75
     half = [(0.2, -0.9), (0.5, -0.82), (0.62, -0.74), (0.96, drop - 0.12), (0.74, drop + 0.14),
@@ -132,6 +136,7 @@ def shirt(rng: np.random.Generator) -> list[Part]:
 
 
 def bag(rng: np.random.Generator) -> list[Part]:
+    """A tote bag with one handle."""
     w, flare, top = rng.uniform(0.62, 0.78), rng.uniform(1.0, 1.18), rng.uniform(-0.3, -0.12)
     body = [(-w, top), (w, top), *_toward((w * flare, 0.92), (w, top), (-w * flare, 0.92), 0.1),
             *_toward((-w * flare, 0.92), (w * flare, 0.92), (-w, top), 0.1)]  # fmt: skip
@@ -142,6 +147,7 @@ def bag(rng: np.random.Generator) -> list[Part]:
 
 
 def lamp(rng: np.random.Generator) -> list[Part]:
+    """A table lamp: foot, stem and shade."""
     top, bottom, height = rng.uniform(0.26, 0.44), rng.uniform(0.66, 0.82), rng.uniform(0.78, 0.98)
     shade = [(-top, -0.95), (top, -0.95), (bottom, -0.95 + height), (-bottom, -0.95 + height)]
     stem = _bar(0, -0.95 + height, 0, 0.9, rng.uniform(0.12, 0.2))
@@ -151,6 +157,7 @@ def lamp(rng: np.random.Generator) -> list[Part]:
 
 
 def chair(rng: np.random.Generator) -> list[Part]:
+    """A chair seen from the front."""
     w, seat, thick = rng.uniform(0.52, 0.62), rng.uniform(0.1, 0.22), rng.uniform(0.15, 0.2)
     back = _smooth([(-w, -0.98), (w, -0.98), (w * 0.96, seat - 0.26), (-w * 0.96, seat - 0.26)], 2)
     cushion = [
@@ -165,6 +172,7 @@ def chair(rng: np.random.Generator) -> list[Part]:
 
 
 def hat(rng: np.random.Generator) -> list[Part]:
+    """A brimmed hat with a band."""
     w, h = rng.uniform(0.46, 0.58), rng.uniform(0.62, 0.86)
     half = [(0.0, 0.28 - h * 1.02), (w * 0.7, 0.26 - h), (w * 0.98, 0.5 - h), (w * 1.06, 0.34)]
     crown = _sharp(_mirrored(_half_smooth(half, 3)))

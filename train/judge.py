@@ -49,7 +49,7 @@ def fix_limits(catalogue: Catalogue, cache: LatentCache, vae: AutoencoderKL) -> 
     What the VAE cannot draw is not held against a model that draws through it.
     """
     chosen = round_robin(catalogue, CALIBRATION_PICTURES)
-    names = [catalogue.class_names[int(catalogue.class_ids[i])] for i in chosen]
+    names = [catalogue.pictures[i].class_name for i in chosen]
     return calibrate(decode(vae, cache.means(chosen)), classes=names)
 
 
@@ -71,9 +71,7 @@ def prompts_of(catalogue: Catalogue, count: int) -> tuple[list[str], list[str]]:
     """Captions and class names of `count` pictures, going round the classes, again when there are fewer."""
     order = round_robin(catalogue, count)
     rows = [order[i % len(order)] for i in range(count)]
-    return [catalogue.captions[i] for i in rows], [
-        catalogue.class_names[int(catalogue.class_ids[i])] for i in rows
-    ]
+    return [catalogue.captions[i] for i in rows], [catalogue.pictures[i].class_name for i in rows]
 
 
 def audit_held_out(
@@ -83,7 +81,7 @@ def audit_held_out(
     cache = cache_latents(catalogue, vae, transform, cache_dir=cache_dir, device=vae.device, progress=False)
     pictures = decode(vae, cache.means(range(len(cache))))
     prompts = catalogue.captions
-    classes = [catalogue.class_names[int(class_id)] for class_id in catalogue.class_ids]
+    classes = [picture.class_name for picture in catalogue.pictures]
     return Audited(pictures, prompts, audit(pictures, limits, classes=classes))
 
 
@@ -97,8 +95,7 @@ def audit_model(
     seed: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Audited:
-    """Pictures of held-out captions from one start; the same seeds give every model and start the same
-    noises."""
+    """Pictures of held-out captions from one start; equal seeds give every model and start equal noises."""
     prompts, classes = prompts_of(catalogue, settings.pictures)
     pictures = generate(
         pipeline,
@@ -130,6 +127,7 @@ def save_audit(audited: Audited, *, name: str, run: Path, shown: int = 64) -> Pa
 
 
 def sheet(audited: Audited, *, title: str, shown: int = 64) -> Image.Image:
+    """The first pictures with their prompts, failures marked."""
     return contact_sheet(
         audited.pictures[:shown],
         captions=audited.prompts[:shown],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -191,7 +192,7 @@ def _descend(
 
 def check_finite(loss: float, step: int, run: Path) -> None:
     """Raises ValueError, naming the checkpoint that is still good, on a loss that is NaN or infinite."""
-    if loss != loss or abs(loss) == float("inf"):
+    if not math.isfinite(loss):
         saved = checkpoints(run)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         raise ValueError(

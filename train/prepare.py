@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from diffusers import StableDiffusionPipeline
 
 from ..configs.schema import Config, DataConfig, StartConfig
@@ -49,6 +50,11 @@ def open_catalogue(config: DataConfig) -> Catalogue:
 
 def transform_of(config: DataConfig) -> ImageTransform:
     return ImageTransform(config.resolution, config.resolution, fit=config.fit, backdrop=config.backdrop)
+
+
+def latents_folder(config: DataConfig, output: Path) -> Path:
+    """Where latents are kept: as configured, else a folder `latents` beside the output."""
+    return Path(config.cache_dir) if config.cache_dir else output.parent / "latents"
 
 
 def samplers_of(config: StartConfig) -> list[Sampler]:
@@ -106,7 +112,7 @@ def prepare(
     parts: tuple[Catalogue, Catalogue],
     t_min: int,
     cache_dir: Path,
-    device: str,
+    device: str | torch.device,
 ) -> Prepared:
     """Caches the latents of the training part and fits the start distribution to them."""
     train, held_out = parts

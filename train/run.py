@@ -39,7 +39,7 @@ from .loop import set_up, train
 from .metrics import read_metrics
 from .models import check_method, load_base
 from .plan import plan_table
-from .prepare import Prepared, offset_start, prepare, split_catalogue, transform_of
+from .prepare import Prepared, latents_folder, offset_start, prepare, split_catalogue, transform_of
 from .preview import save_preview, shipping_pipeline
 from .report import write_report
 
@@ -126,11 +126,6 @@ def check_tracker(tracker: str) -> None:
         raise ValueError(f"run.tracker must be an installed library, got {tracker!r}: pip install {tracker}")
 
 
-def cache_folder(config: Config) -> Path:
-    """Where latents are kept: as configured, else a folder `latents` beside the run."""
-    return Path(config.data.cache_dir or Path(config.run.dir).parent / "latents")
-
-
 def _prepare(
     config: Config, pipeline: Any, parts: tuple[Catalogue, Catalogue], accelerator: Accelerator, *, t_min: int
 ) -> Prepared:
@@ -140,7 +135,7 @@ def _prepare(
         pipeline,
         parts=parts,
         t_min=t_min,
-        cache_dir=cache_folder(config),
+        cache_dir=latents_folder(config.data, Path(config.run.dir)),
         device=str(accelerator.device),
     )
     options = config.train
@@ -196,7 +191,7 @@ def _judge(config: Config, prepared: Prepared, *, run: Path, device: str) -> Non
             model.vae,
             limits=limits,
             transform=transform_of(config.data),
-            cache_dir=cache_folder(config),
+            cache_dir=latents_folder(config.data, Path(config.run.dir)),
         )
     }
     with Progress(console=Console(stderr=True), transient=True) as progress:
