@@ -9,7 +9,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "AuditReport": "evaluation",
+    "OffsetStableDiffusionControlNetPipeline": "inference",
     "OffsetStableDiffusionPipeline": "inference",
+    "OffsetStableDiffusionXLControlNetPipeline": "inference",
+    "OffsetStableDiffusionXLPipeline": "inference",
     "StartDistribution": "pca",
     "audit": "evaluation",
     "load_pipeline": "inference",

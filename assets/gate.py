@@ -21,7 +21,7 @@ from ..configs import load_config
 from ..data.studio import CLASSES, Product, Shot, draw_products
 from ..evaluation import contact_sheet
 from ..inference.generate import generate
-from ..inference.pipeline import load_pipeline
+from ..inference.load import load_pipeline
 from ..pca import Sampler
 from .classifier import COLOUR_NAMES, ProductClassifier, read, train_classifier
 from .pictures import draw

@@ -15,8 +15,9 @@ import torch
 from onbrand.configs.schema import ModelConfig
 from onbrand.data.studio import CLASSES
 from onbrand.pca import StartDistribution, offset_target
-from onbrand.train.models import load_base, prepare_unet, tokenize, training_schedule
+from onbrand.train.models import load_base, prepare_networks, training_schedule
 from onbrand.train.step import training_loss
+from onbrand.train.text import tokenize
 from rich.console import Console
 from rich.table import Table
 
@@ -33,10 +34,11 @@ def median_ms(run: Callable[[], object], *, repeats: int) -> float:
 
 
 def main(components: list[int]) -> None:
-    pipeline = load_base("tiny-base")
-    weights = prepare_unet(pipeline, ModelConfig())
-    optimizer = torch.optim.AdamW(weights, lr=1e-5, fused=True)
-    alphas_cumprod, prediction_type = training_schedule(pipeline)
+    options = ModelConfig()
+    networks = prepare_networks(load_base(options), options)
+    denoiser = networks.denoiser
+    optimizer = torch.optim.AdamW((p for _, p in denoiser.trained()), lr=1e-5, fused=True)
+    alphas_cumprod, prediction_type = training_schedule(networks.pipeline)
     generator = torch.Generator().manual_seed(0)
     catalogue = torch.randn(400, 4, 16, 16, generator=generator)
     class_ids = torch.arange(400) % len(CLASSES)
@@ -45,7 +47,8 @@ def main(components: list[int]) -> None:
         "noise": torch.randn(BATCH, 4, 16, 16, generator=generator),
         "timesteps": torch.randint(1000, (BATCH,), generator=generator),
         "class_ids": class_ids[:BATCH],
-        "input_ids": tokenize(pipeline, ["a red striped mug"] * BATCH),
+        "dropped": torch.zeros(BATCH, dtype=torch.bool),
+        "input_ids": tokenize(networks.pipeline, ["a red striped mug"] * BATCH),
     }
     table = Table(
         title=f"Offset in a training step of the tiny base, batch {BATCH}, {torch.get_num_threads()} threads"
@@ -70,8 +73,8 @@ def main(components: list[int]) -> None:
 
         def step(start: StartDistribution = start) -> None:
             loss, _ = training_loss(
-                batch, unet=pipeline.unet, text_encoder=pipeline.text_encoder, start_distribution=start,
-                alphas_cumprod=alphas_cumprod, offset_from=OFFSET_FROM, prediction_type=prediction_type,
+                batch, denoiser=denoiser, start_distribution=start, alphas_cumprod=alphas_cumprod,
+                offset_from=OFFSET_FROM, prediction_type=prediction_type,
             )  # fmt: skip
             loss.backward()
             optimizer.step()

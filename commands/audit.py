@@ -54,27 +54,23 @@ def _audit_folder(subject: str, *, against: str, overrides: list[str], start: st
 def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> Any:
     from rich.progress import Progress
 
-    from ..data.latents import cache_latents
-    from ..inference.pipeline import load_pipeline
+    from ..inference.load import load_pipeline
     from ..train.judge import audit_model, fix_limits
-    from ..train.prepare import latents_folder, split_catalogue, transform_of
+    from ..train.prepare import encode_part, latents_folder, split_catalogue
 
     pipeline = load_pipeline(subject).to(best_device())
     config = config_of(overrides, data={"source": against, **framing_of(pipeline)})
-    train, held_out = split_catalogue(config)
-    cache = cache_latents(
-        train,
-        pipeline.vae,
-        transform_of(config.data),
-        cache_dir=latents_folder(config.data, output),
-        device=pipeline.device,
-    )
-    limits = fix_limits(train, cache, pipeline.vae)
+    parts = [
+        encode_part(catalogue, pipeline.vae, config, cache_dir=latents_folder(config.data, output),
+                    device=pipeline.device)
+        for catalogue in split_catalogue(config)
+    ]  # fmt: skip
+    limits = fix_limits(parts[0], pipeline.vae)
     settings = config.run.audit
     with Progress(transient=True) as progress:
         bar = progress.add_task("drawing", total=settings.pictures)
         return audit_model(
-            pipeline, held_out, limits=limits, start=start if pipeline.start_distribution else "none",
+            pipeline, parts[1], limits=limits, start=start if pipeline.start_distribution else "none",
             settings=settings, seed=config.run.seed, advance=lambda n: progress.advance(bar, n),
         )  # fmt: skip
 

@@ -20,7 +20,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     console = quiet_console()
     from ..data.table import catalogue_table
     from ..evaluation import compare_table
-    from ..inference.pipeline import load_pipeline
+    from ..inference.load import load_pipeline
     from ..train.judge import audit_model, fix_limits, save_audit
     from ..train.models import resolve_base
     from ..train.prepare import latents_folder, offset_start, prepare, split_catalogue
@@ -40,7 +40,7 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
         cache_dir=latents_folder(config.data, output),
         device=pipeline.device,
     )
-    limits = fix_limits(prepared.train, prepared.cache, pipeline.vae)
+    limits = fix_limits(prepared.train, pipeline.vae)
     pipeline.set_start_distribution(prepared.start_distribution)
     beside = output.with_name(f"{output.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)

@@ -47,7 +47,7 @@ def sample(
 
     from ..evaluation import contact_sheet
     from ..inference.generate import generate
-    from ..inference.pipeline import load_pipeline
+    from ..inference.load import load_pipeline
     from ..pca import Sampler
     from ..train.models import resolve_base
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import Config
+from .schema import OTHER_STARTS, Config
 
 RECIPES = Path(__file__).parent
 
@@ -89,10 +89,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
+        if reason := OTHER_STARTS.get(str(problem["loc"][-1])):
+            return f"  {key}: must be left out, got {problem['input']!r}: {reason}"
         known = _keys_beside(problem["loc"])
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"  {key}: unknown key; {hint}"
+    if problem["type"] == "value_error":
+        where = f"{key}." if key else ""
+        return f"  {where}{problem['msg'].removeprefix('Value error, ')}"
     if not key:
         return f"  {problem['msg'].removeprefix('Value error, ')}"
     return f"  {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"

@@ -8,6 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=8, multiple_of=8)]
+
+# Keys of other trainers that move the start of sampling by a scheme of their own.
+OTHER_STARTS = {
+    **dict.fromkeys(
+        ("noise_offset", "offset_noise", "multires_noise_iterations", "pyramid_noise", "ip_noise_gamma"),
+        "it shifts the noise by a scheme of its own, so training would start from another distribution than "
+        "sampling; the start distribution does that job",
+    ),
+    **dict.fromkeys(
+        ("zero_terminal_snr", "rescale_betas_zero_snr"),
+        "with alpha_T = 0 the last latents carry no image, so there is no start to train from; a base whose "
+        "own schedule has it is taken as it is",
+    ),
+}
 
 
 class Section(BaseModel):
@@ -15,19 +30,55 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters on the UNet, through peft."""
+    """Low-rank adapters, through peft."""
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 16
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet
+    text_encoder_targets: list[str] = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dora: bool = False  # weight-decomposed: a trained magnitude beside the direction
+    rslora: bool = False  # scaled by alpha / sqrt(rank) instead of alpha / rank
+
+
+class TokenConfig(Section):
+    """A new word, its embedding trained and nothing else of the text encoder (textual inversion)."""
+
+    word: Annotated[str, Field(pattern=r"^\S+$")] = "<brand>"  # put before every caption that lacks it
+    initial: str = "product"  # the word whose embedding it starts from
+
+
+class ControlNetConfig(Section):
+    """A ControlNet trained on condition pictures."""
+
+    source: str = "unet"  # unet: initialised from the base's UNet; else a ControlNet's folder or hub id
+    condition: Literal["column", "mask", "segment"] = "segment"
+    column: str | None = None  # of condition pictures, or of masks (white: keep)
+
+    @model_validator(mode="after")
+    def _column_if_needed(self) -> ControlNetConfig:
+        if (self.condition == "segment") == (self.column is not None):
+            rule = "left out" if self.condition == "segment" else "a column of pictures"
+            raise ValueError(f"column must be {rule} with condition {self.condition}, got {self.column!r}")
+        return self
 
 
 class ModelConfig(Section):
     """Which model is fine-tuned, and what of it."""
 
     base: str = "tiny-base"  # the packaged laboratory model, a hub id, a diffusers folder or a single file
-    method: Literal["full", "lora"] = "full"
+    base_config: str | None = None  # of a single file: folder or hub id of its architecture
+    method: Literal["full", "lora", "attention", "frozen"] = "full"  # what of the UNet is trained
+    text_encoder: Literal["frozen", "full", "lora", "token"] = "frozen"
     lora: LoraConfig = LoraConfig()
+    token: TokenConfig = TokenConfig()
+    controlnet: ControlNetConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_is_trained(self) -> ModelConfig:
+        if self.method == "frozen" and self.text_encoder == "frozen" and self.controlnet is None:
+            raise ValueError("method, text_encoder or controlnet must train something, got all frozen")
+        return self
 
 
 class StudioConfig(Section):
@@ -42,7 +93,7 @@ class DataConfig(Section):
     """The catalogue: where it is, which columns matter, how pictures become tensors."""
 
     source: str = "photo-studio"  # photo-studio, an image folder, parquet files or a hub id
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 64
+    resolution: Side = 64
     fit: Literal["crop", "pad"] = "pad"
     backdrop: str = "white"
     image_columns: list[str] = ["image"]
@@ -54,6 +105,9 @@ class DataConfig(Section):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     split: str = "train"  # of a hub data set
     limit: Positive | None = None
+    buckets: list[tuple[Side, Side]] | None = None  # [height, width] each; None: resolution x resolution
+    sampling: Literal["natural", "balanced"] = "natural"  # balanced: every class equally often
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # times the class's share
     cache_dir: str | None = None  # latents; default: a folder `latents` beside the run
     studio: StudioConfig = StudioConfig()
 
@@ -83,7 +137,9 @@ class TrainConfig(Section):
     steps: Positive = 1000
     batch_size: Positive = 16  # per process
     gradient_accumulation: Positive = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    optimizer: Literal["adamw", "adamw8bit", "prodigy", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5  # 1.0 for prodigy, which finds its own
+    text_encoder_learning_rate: Annotated[float, Field(gt=0)] | None = None  # None: learning_rate
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
@@ -92,12 +148,19 @@ class TrainConfig(Section):
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     sample_posterior: bool = False
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999  # 0: no averaging
+    max_loss: Annotated[float, Field(gt=0)] = 10.0  # a mean above it stops the run; predicting zero gives 1
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    cache_text: bool | None = None  # text embeddings on disk; None: if the encoders are frozen and it fits
     workers: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
     preview_every: Positive = 500
+    validate_every: Positive = 500
+    validation_pictures: Positive = 256
 
 
 class AuditConfig(Section):
@@ -114,6 +177,7 @@ class RunConfig(Section):
 
     dir: str = ""  # default: runs/<config name>
     seed: Annotated[int, Field(ge=0)] = 0
+    processes: Positive | None = None  # how many the run is meant for; another number is an error
     tracker: Literal["wandb", "tensorboard", "none"] = "none"
     audit: AuditConfig = AuditConfig()
 

@@ -1,16 +1,17 @@
 """A catalogue: pictures with captions and classes; loaded, checked and split."""
 
-import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 from PIL import Image
 
-from .decode import UnreadablePicture, check_colour
+from .check import check_pictures
+from .decode import check_colour
 from .picture import Picture
-from .progress import picture_bar
+from .processes import ALONE, Processes
 from .rows import check_name, read_pictures
 from .sources import Location, open_tables
 
@@ -23,6 +24,7 @@ def load_catalogue(
     image_columns: Sequence[str] = ("image",),
     caption_column: str = "text",
     class_column: str | None = None,
+    condition_column: str | None = None,
     image_classes: Mapping[str, str] | None = None,
     class_prefixes: Mapping[str, str] | None = None,
     backdrop: str = "white",
@@ -30,6 +32,7 @@ def load_catalogue(
     limit: int | None = None,
     split: str = "train",
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> "Catalogue":
     """A catalogue from an image folder, .parquet file(s) or a hub id, every picture decoded once as a check.
 
@@ -39,9 +42,10 @@ def load_catalogue(
     image column -> class; other columns take the class from class_column (a column named `class` without
     being told), else from the folder the file is in, else "product" (a lone sub-folder beside metadata,
     such as images/, is no class). class_prefixes: class -> prefix, so that its captions read "prefix,
-    caption". Rows without caption, class or picture are dropped and counted in `.dropped`; so are
-    unreadable pictures, unless on_bad_image is "error". limit: of rows, from the top. split: of a hub
-    data set.
+    caption". condition_column: one more picture a row, of the same scene and aspect ratio (within 1 %), as a
+    ControlNet is trained on. Rows without caption, class, picture or condition are dropped and counted in
+    `.dropped`; so are unreadable pictures, unless on_bad_image is "error". limit: of rows, from the top.
+    split: of a hub data set. processes: those that share the check; all must call this, and get the same.
     Raises ValueError on a missing column (with the nearest name), an unknown class or image column in the
     mappings, an unreadable picture if asked to (file and row named), and if nothing is left.
     """
@@ -57,48 +61,19 @@ def load_catalogue(
         caption_column=caption_column,
         class_column=class_column,
         image_classes=image_classes,
+        condition_column=condition_column,
         backdrop=backdrop,
         limit=limit,
     )
     for class_name in class_prefixes if found else ():
         check_name(class_name, {picture.class_name for picture in found}, what="class of class_prefixes")
-    pictures, unreadable = check_pictures(found, fatal=on_bad_image == "error", progress=progress)
+    pictures, unreadable = check_pictures(
+        found, fatal=on_bad_image == "error", progress=progress, processes=processes
+    )
     dropped += unreadable
     if not pictures:
         raise ValueError(f"catalogue {source} must hold a usable picture, got {len(dropped)} unusable ones")
     return Catalogue(pictures, prefixes=class_prefixes, dropped=dropped)
-
-
-def check_pictures(
-    pictures: Sequence[Picture], *, fatal: bool = False, progress: bool = True
-) -> tuple[list[Picture], list[tuple[str, str]]]:
-    """The pictures that decode, and (origin, reason) of the others; decodes each once, in threads.
-
-    Raises ValueError naming the first unreadable picture if fatal.
-    """
-
-    def reason(picture: Picture) -> str:
-        try:
-            picture.open()
-        except UnreadablePicture as error:
-            if fatal:
-                raise
-            return error.reason
-        return ""
-
-    good: list[Picture] = []
-    bad: list[tuple[str, str]] = []
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        picture_bar("checking pictures", len(pictures), shown=progress) as advance,
-    ):
-        for picture, why in zip(pictures, pool.map(reason, pictures), strict=True):
-            if why:
-                bad.append((picture.origin, why))
-            else:
-                good.append(picture)
-            advance(1)
-    return good, bad
 
 
 def _held_out_rows(pictures: Sequence[Picture], fraction: float, generator: torch.Generator) -> set[int]:
@@ -131,6 +106,7 @@ class Catalogue:
         class_names: Iterable[str] | None = None,
         prefixes: Mapping[str, str] | None = None,
         dropped: Iterable[tuple[str, str]] = (),
+        captions: Iterable[str] | None = None,
     ) -> None:
         self.pictures = list(pictures)
         present = {picture.class_name for picture in self.pictures}
@@ -139,7 +115,8 @@ class Catalogue:
             check_name(class_name, self.class_names, what="class of a picture")
         self.prefixes = dict.fromkeys(self.class_names, "") | dict(prefixes or {})
         self.dropped = list(dropped)
-        self.captions = [self._caption(picture) for picture in self.pictures]
+        own = [self._caption(picture) for picture in self.pictures]
+        self.captions = own if captions is None else list(captions)
         number = {name: i for i, name in enumerate(self.class_names)}
         self.class_ids = torch.tensor([number[p.class_name] for p in self.pictures], dtype=torch.long)
         self.rows = [picture.row for picture in self.pictures]
@@ -153,6 +130,24 @@ class Catalogue:
         """One picture, upright RGB. Raises ValueError naming it if it can no longer be read."""
         return self.pictures[index].open()
 
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each picture in pixels, upright; opens those that loading did not check."""
+        sizes = []
+        for picture in self.pictures:
+            height, width = picture.size or picture.open().size[::-1]
+            sizes.append((height, width))
+        return sizes
+
+    @property
+    def has_conditions(self) -> bool:
+        """Whether every picture has a condition picture; False of an empty catalogue."""
+        return bool(self.pictures) and all(picture.condition is not None for picture in self.pictures)
+
+    def condition(self, index: int) -> Image.Image:
+        """The condition picture of one picture, upright RGB. Raises ValueError naming it if it has none."""
+        return self.pictures[index].open_condition()
+
     def image_bytes(self, index: int) -> bytes:
         """What stands for a picture's content: its file's bytes, or the recipe it is drawn from."""
         return self.pictures[index].data()
@@ -163,8 +158,43 @@ class Catalogue:
 
     def subset(self, indices: Iterable[int]) -> "Catalogue":
         """The pictures at indices, in that order."""
-        pictures = [self.pictures[int(index)] for index in indices]
-        return Catalogue(pictures, class_names=self.class_names, prefixes=self.prefixes, dropped=self.dropped)
+        kept = [int(index) for index in indices]
+        return Catalogue(
+            [self.pictures[index] for index in kept],
+            class_names=self.class_names,
+            prefixes=self.prefixes,
+            dropped=self.dropped,
+            captions=[self.captions[index] for index in kept],
+        )
+
+    def prefixed(self, word: str) -> "Catalogue":
+        """The same pictures with word before every class prefix, as the token of textual inversion.
+
+        Captions read "word prefix, caption", or "word, caption" without a prefix; those that hold the word
+        already stay as they are. Raises ValueError if word is empty.
+        """
+        if not word.strip():
+            raise ValueError(f"word must be some text, got {word!r}")
+        held = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)")
+        captions = [
+            caption
+            if held.search(caption)
+            else f"{word} {caption}"
+            if self.prefixes[picture.class_name]
+            else f"{word}, {caption}"
+            for caption, picture in zip(self.captions, self.pictures, strict=True)
+        ]
+        prefixes = {
+            name: prefix if held.search(prefix) else f"{word} {prefix}".strip()
+            for name, prefix in self.prefixes.items()
+        }
+        return Catalogue(
+            self.pictures,
+            class_names=self.class_names,
+            prefixes=prefixes,
+            dropped=self.dropped,
+            captions=captions,
+        )
 
     def split(self, held_out: float, seed: int) -> "tuple[Catalogue, Catalogue]":
         """(training, held-out): whole rows, drawn class by class.

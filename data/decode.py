@@ -68,6 +68,6 @@ def decode_image(data: bytes, *, name: str = "bytes", backdrop: str = "white") -
 class UnreadablePicture(ValueError):
     """A picture that cannot be used; `.reason` is what the table of dropped pictures counts."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"picture {name} must be readable, got {reason}")
+    def __init__(self, name: str, reason: str, *, rule: str = "be readable") -> None:
+        super().__init__(f"picture {name} must {rule}, got {reason}")
         self.reason = reason

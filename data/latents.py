@@ -5,19 +5,24 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from .buckets import Buckets
 from .catalogue import Catalogue
+from .processes import ALONE, Processes
 from .progress import picture_bar
+from .shards import Entry, ShardRows, read_entries, recipe_folder, write_shards
 from .transform import ImageTransform
 
-Entry = tuple[Path, int]  # shard file and row
-Latents = dict[str, tuple[torch.Tensor, torch.Tensor]]  # picture hash -> mean and std
+Shape = tuple[int, int, int]
+Batch = dict[str, dict[str, torch.Tensor]]  # picture hash -> mean and std
+
+BATCH_PIXELS = 2**21  # encoded at a time: 8 pictures of 512 x 512, some 4 GB of float32 activations
 
 
 @torch.no_grad()
@@ -34,8 +39,9 @@ def encode_latents(pixels: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.
 
 
 def weights_hash(model: Any) -> str:
-    """sha256 over a VAE's config and its weights as float32."""
-    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    """sha256 over a model's config (diffusers' or transformers') and its weights as float32."""
+    config = model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
@@ -49,145 +55,190 @@ def cache_latents(
     transform: ImageTransform,
     *,
     cache_dir: str | os.PathLike,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     shard_size: int = 256,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    processes: Processes = ALONE,
+    buckets: Buckets | None = None,
 ) -> "LatentCache":
     """The latents of a catalogue, of which only those not cached yet are encoded.
 
     A latent is found by the hashes of transform, VAE and picture, so a change to any of them never meets a
     stale latent, and equal pictures are encoded once. Moves the VAE to device. Shards of shard_size pictures
-    are written as they are done: an interrupted run keeps them.
-    Raises ValueError naming the picture if it cannot be read or its latents are not finite.
+    are written as they are done: an interrupted run keeps them. batch_size: None is what fits at the
+    pictures' size, 16 at most. processes: those that share hashing and encoding; all must call this, and get
+    the same cache. buckets: each picture is encoded at its bucket's size, not the transform's.
+    Raises ValueError naming the picture if it cannot be read or its latents are not finite, if there is not
+    one bucket a picture, and if what another process encoded is not in the folder.
     """
-    recipe = f"{weights_hash(vae)} {json.dumps(transform.to_dict(), sort_keys=True)}"
-    folder = Path(cache_dir) / hashlib.sha256(recipe.encode()).hexdigest()[:16]
-    with picture_bar("hashing pictures", len(catalogue), shown=progress) as advance:
-        keys = []
-        for index in range(len(catalogue)):
-            keys.append(catalogue.fingerprint(index))
-            advance(1)
-    entries = _read_entries(folder)
-    missing: dict[str, int] = {}
-    for index, key in enumerate(keys):
-        if key not in entries:
-            missing.setdefault(key, index)
+    if buckets is not None and len(buckets) != len(catalogue):
+        raise ValueError(f"buckets must be of {len(catalogue)} pictures, got {len(buckets)}")
+    sizes = [(transform.height, transform.width)] if buckets is None else buckets.sizes
+    transforms = [replace(transform, height=height, width=width) for height, width in sizes]
+    weights = weights_hash(vae)
+    recipes = [f"{weights} {json.dumps(each.to_dict(), sort_keys=True)}" for each in transforms]
+    work = _Work(
+        catalogue,
+        _hash_pictures(catalogue, processes=processes, shown=progress and processes.is_main),
+        [0] * len(catalogue) if buckets is None else buckets.bucket_ids.tolist(),
+        transforms,
+        [recipe_folder(cache_dir, recipe) for recipe in recipes],
+    )
+    found = work.entries()
+    # The main process's word: another may have looked later, when some of them were written already.
+    missing: list[int] = processes.gather([work.missing(found)])[0]
     if missing:
-        batches = _encoded_batches(missing, catalogue, vae.to(device), transform, batch_size=batch_size)
-        with picture_bar("encoding pictures", len(missing), shown=progress) as advance:
-            _write_shards(batches, folder=folder, shard_size=shard_size, advance=advance)
-        entries = _read_entries(folder)
+        share = processes.share(missing)
+        with picture_bar("encoding pictures", len(share), shown=progress and processes.is_main) as advance:
+            encode = partial(_encode, work=work, vae=vae.to(device), batch_size=batch_size, advance=advance)
+            shares = [missing[index :: processes.count] for index in range(processes.count)]
+            processes.map(partial(encode, shard_size=shard_size), shares)
+        processes.wait()
+        found = work.entries()
+        if lost := work.missing(found):
+            folder = work.folders[work.bucket_ids[lost[0]]]
+            raise ValueError(
+                f"latents of picture {catalogue.origins[lost[0]]} must be in {folder} once encoded, "
+                "got none: all processes must see the same cache folder"
+            )
+    shapes = [_latent_shape(vae, each) for each in transforms]
+    return LatentCache(
+        work.keys,
+        [entry for entry in found if entry is not None],
+        latent_shape=_latent_shape(vae, transform),
+        shapes=[shapes[bucket] for bucket in work.bucket_ids],
+    )
+
+
+def _latent_shape(vae: Any, transform: ImageTransform) -> Shape:
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (vae.config.latent_channels, transform.height // factor, transform.width // factor)
-    return LatentCache(keys, [entries[key] for key in keys], latent_shape=shape)
+    return vae.config.latent_channels, transform.height // factor, transform.width // factor
+
+
+def _hash_pictures(catalogue: Catalogue, *, processes: Processes, shown: bool) -> list[str]:
+    indices = range(len(catalogue))
+    with picture_bar("hashing pictures", len(processes.share(indices)), shown=shown) as advance:
+
+        def fingerprint(index: int) -> str:
+            advance(1)
+            return catalogue.fingerprint(index)
+
+        return processes.map(fingerprint, indices)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the cache is to hold: each picture's hash and bucket, each bucket's transform and folder."""
+
+    catalogue: Catalogue
+    keys: list[str]
+    bucket_ids: list[int]
+    transforms: list[ImageTransform]
+    folders: list[Path]
+
+    def entries(self) -> list[Entry | None]:
+        """Where each picture's latents lie, None if nowhere."""
+        there = [read_entries(folder) for folder in self.folders]
+        return [there[bucket].get(key) for bucket, key in zip(self.bucket_ids, self.keys, strict=True)]
+
+    def missing(self, entries: Sequence[Entry | None]) -> list[int]:
+        """Pictures to encode, bucket by bucket; of equal ones the first."""
+        first: dict[tuple[int, str], int] = {}
+        for index, entry in enumerate(entries):
+            if entry is None:
+                first.setdefault((self.bucket_ids[index], self.keys[index]), index)
+        return sorted(first.values(), key=self.bucket_ids.__getitem__)
+
+
+def _encode(
+    indices: Sequence[int],
+    *,
+    work: _Work,
+    vae: Any,
+    batch_size: int | None,
+    shard_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    for bucket, (transform, folder) in enumerate(zip(work.transforms, work.folders, strict=True)):
+        own = [index for index in indices if work.bucket_ids[index] == bucket]
+        fitting = max(1, min(16, BATCH_PIXELS // (transform.height * transform.width)))
+        batches = _encoded_batches(own, work, vae, transform, batch_size=batch_size or fitting)
+        write_shards(folder, _counted(batches, advance), shard_size=shard_size)
+
+
+def _counted(batches: Iterator[Batch], advance: Callable[[int], None]) -> Iterator[Batch]:
+    for batch in batches:
+        advance(len(batch))
+        yield batch
 
 
 def _encoded_batches(
-    missing: dict[str, int],
-    catalogue: Catalogue,
-    vae: Any,
-    transform: ImageTransform,
-    *,
-    batch_size: int,
-) -> Iterator[Latents]:
-    keys = list(missing)
+    indices: Sequence[int], work: _Work, vae: Any, transform: ImageTransform, *, batch_size: int
+) -> Iterator[Batch]:
+    def pixels_of(index: int) -> torch.Tensor:
+        return transform(work.catalogue.image(index))
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(keys), batch_size):
-            batch = keys[start : start + batch_size]
-            pixels = torch.stack(list(pool.map(lambda key: transform(catalogue.image(missing[key])), batch)))
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            pixels = torch.stack(list(pool.map(pixels_of, batch)))
             mean, std = (latents.cpu() for latents in encode_latents(pixels, vae))
             finite = (mean.isfinite() & std.isfinite()).flatten(1).all(dim=1)
-            for key, usable in zip(batch, finite.tolist(), strict=True):
+            for index, usable in zip(batch, finite.tolist(), strict=True):
                 if not usable:
-                    name = catalogue.origins[missing[key]]
+                    name = work.catalogue.origins[index]
                     raise ValueError(
                         f"latents of picture {name} must be finite, got NaN or inf ({vae.dtype} VAE)"
                     )
-            yield dict(zip(batch, zip(mean, std, strict=True), strict=True))
-
-
-def _write_shards(
-    batches: Iterator[Latents], *, folder: Path, shard_size: int, advance: Callable[[int], None]
-) -> None:
-    pending: Latents = {}
-    try:
-        for batch in batches:
-            pending |= batch
-            advance(len(batch))
-            if len(pending) >= shard_size:
-                _write_shard(pending, folder)
-                pending = {}
-    finally:  # an interrupted run keeps what it has encoded
-        if pending:
-            _write_shard(pending, folder)
-
-
-def _write_shard(latents: Latents, folder: Path) -> None:
-    # The name follows from the content and the index lies in the file's own header: two runs that fill one
-    # cache at the same time cannot cross rows, and no second file can disagree with the shard.
-    name = hashlib.sha256(" ".join(latents).encode()).hexdigest()[:12]
-    path = folder / f"shard-{name}.safetensors"
-    beside = folder / f".{path.name}.{os.getpid()}.tmp"
-    means, stds = (torch.stack(part) for part in zip(*latents.values(), strict=True))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({"mean": means, "std": stds}, beside, metadata={"pictures": json.dumps(list(latents))})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _read_entries(folder: Path) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for path in sorted(folder.glob("shard-*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as shard:
-                keys = json.loads(shard.metadata()["pictures"])
-        except (SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"latent shard {path} must be readable, got {error}; delete it") from error
-        entries.update((key, (path, row)) for row, key in enumerate(keys))
-    return entries
+            yield {work.keys[i]: {"mean": m, "std": s} for i, m, s in zip(batch, mean, std, strict=True)}
 
 
 class LatentCache:
     """Scaled latents of a catalogue's pictures, in its order, read from memory-mapped files.
 
-    Attributes: `latent_shape` (C, h, w); `content_hash`, equal for equal pictures, transform and VAE.
+    shapes: of each picture's latents, where they differ by bucket. Attributes: `latent_shape` (C, h, w), at
+    the transform's own size; `content_hash`, equal for equal pictures, transform, buckets and VAE.
     """
 
     def __init__(
-        self, keys: Sequence[str], entries: Sequence[Entry], *, latent_shape: tuple[int, int, int]
+        self,
+        keys: Sequence[str],
+        entries: Sequence[Entry],
+        *,
+        latent_shape: Shape,
+        shapes: Sequence[Shape] | None = None,
     ) -> None:
         self.latent_shape = latent_shape
-        folders = {path.parent.name for path, _ in entries}
-        self.content_hash = hashlib.sha256(" ".join([*sorted(folders), *keys]).encode()).hexdigest()
-        self._entries = list(entries)
-        self._shards: dict[Path, dict[str, torch.Tensor]] = {}
+        self._shapes = [latent_shape] * len(entries) if shapes is None else list(shapes)
+        homes = [path.parent.name for path, _ in entries]
+        folders = sorted(set(homes))
+        which = [str(folders.index(home)) for home in homes] if len(folders) > 1 else []
+        self.content_hash = hashlib.sha256(" ".join([*folders, *keys, *which]).encode()).hexdigest()
+        self._rows = ShardRows(entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._rows)
+
+    def shape_of(self, index: int) -> Shape:
+        """(C, h, w) of one picture's latents."""
+        return self._shapes[index]
 
     def mean(self, index: int) -> torch.Tensor:
         """Scaled posterior mean of one picture, (C, h, w) float32."""
         return self.means([index])[0]
 
     def means(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Scaled posterior means of pictures, (B, C, h, w) float32."""
+        """Scaled posterior means of pictures of one shape, (B, C, h, w) float32. Raises ValueError on two."""
         return self._gather("mean", indices)
 
     def stds(self, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Scaled posterior standard deviations of pictures, (B, C, h, w) float32."""
+        """Scaled posterior standard deviations, (B, C, h, w) float32. Raises ValueError as `means` does."""
         return self._gather("std", indices)
 
     def _gather(self, name: str, indices: Sequence[int] | torch.Tensor) -> torch.Tensor:
-        places = [self._entries[index] for index in torch.as_tensor(indices).tolist()]
-        if not places:
-            return torch.empty((0, *self.latent_shape))
-        return torch.stack([self._shard(path)[name][row] for path, row in places])
-
-    def _shard(self, path: Path) -> dict[str, torch.Tensor]:
-        if path not in self._shards:
-            with safe_open(path, framework="pt") as shard:
-                self._shards[path] = {name: shard.get_tensor(name) for name in ("mean", "std")}
-        return self._shards[path]
+        rows = torch.as_tensor(indices).tolist()
+        shapes = sorted({self._shapes[row] for row in rows})
+        if len(shapes) > 1:
+            raise ValueError(f"pictures read together must be of one bucket, got latents of {shapes}")
+        return self._rows.gather(name, rows) if rows else torch.empty((0, *self.latent_shape))

@@ -32,6 +32,7 @@ def read_pictures(
     class_column: str | None,
     image_classes: Mapping[str, str],
     backdrop: str,
+    condition_column: str | None = None,
     limit: int | None = None,
 ) -> tuple[list[Picture], list[tuple[str, str]]]:
     """The pictures of tables (of the first `limit` rows in all), and (origin, reason) of those left out.
@@ -41,9 +42,13 @@ def read_pictures(
     pictures: list[Picture] = []
     dropped: list[tuple[str, str]] = []
     columns = [{column: table.pictures(column) for column in image_columns} for table in tables]
+    conditions = [
+        table.pictures(condition_column, what="condition column") if condition_column else None
+        for table in tables
+    ]
     folder_is_class = _folder_is_class(tables, columns)
     first_row = 0
-    for table, sources in zip(tables, columns, strict=True):
+    for table, sources, seconds in zip(tables, columns, conditions, strict=True):
         captions = table.texts(caption_column, what="caption column")
         named = class_column or (CLASS_COLUMN if CLASS_COLUMN in table.table.column_names else None)
         classes = table.texts(named, what="class column") if named else None
@@ -55,11 +60,17 @@ def read_pictures(
                 class_name = image_classes.get(column, class_name)
                 origin = table.origin(row, column, source)
                 lacking = [("picture", source), ("caption", caption), ("class", class_name)]
+                if seconds is not None:
+                    lacking.append(("condition picture", seconds[row]))
                 if missing := [what for what, value in lacking if not value]:
                     dropped.append((origin, f"no {missing[0]}"))
                     continue
-                number = first_row + row
-                pictures.append(Picture(source, caption, class_name, number, origin, backdrop=backdrop))
+                number, condition = first_row + row, seconds[row] if seconds else None
+                pictures.append(
+                    Picture(
+                        source, caption, class_name, number, origin, backdrop=backdrop, condition=condition
+                    )
+                )
         first_row += len(captions)
     return pictures, dropped
 
@@ -101,12 +112,12 @@ class Rows:
             values = [None if value is None else feature.int2str(value) for value in values]
         return ["" if value is None else str(value).strip() for value in values]
 
-    def pictures(self, column: str) -> list[Source]:
+    def pictures(self, column: str, *, what: str = "image column") -> list[Source]:
         """A column as picture sources: a path, or a function that reads its row when asked; None where empty.
 
         Raises ValueError if there is no such column, it holds no pictures, or a path leaves the folder.
         """
-        check_name(column, self.table.column_names, what="image column")
+        check_name(column, self.table.column_names, what=what)
         feature = self.table.features[column]
         if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
             return [self._path(name) if name else None for name in self.table[column][:]]
@@ -114,7 +125,7 @@ class Rows:
         if isinstance(feature, datasets.Image):
             view = view.cast_column(column, datasets.Image(decode=False))
         elif getattr(feature, "dtype", "") not in ("binary", "large_binary") and not _is_struct(feature):
-            raise ValueError(f"image column {column!r} must hold images, bytes or paths, got {feature}")
+            raise ValueError(f"{what} {column!r} must hold images, bytes or paths, got {feature}")
         return [partial(self._read, view, column, row) for row in range(len(view))]
 
     def subfolder(self, source: Source) -> str:

@@ -97,6 +97,7 @@ def _record(shot: Shot) -> Picture:
         origin=f"studio shot {shot.index}",
         recipe=f"studio {STUDIO_VERSION} {shot!r}",
         attributes=asdict(first),
+        size=(shot.size, shot.size),
     )
 
 

@@ -80,6 +80,24 @@ def foreground_mask(distance: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(kept[parts])
 
 
+def product_mask(image: Image.Image) -> Image.Image:
+    """The product as white on black, mode L, at the picture's size: what differs from the border's colour.
+
+    Raises ValueError when the picture is too small to measure.
+    """
+    mask = foreground_mask(_backdrop_and_distance(to_lab(image))[1])
+    return Image.fromarray(mask).convert("L").resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _backdrop_and_distance(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median Lab of the border ring, and every pixel's CIEDE2000 (H, W) from it."""
+    height, width = lab.shape[:2]
+    if min(height, width) < 8:
+        raise ValueError(f"image must be at least 8 x 8 pixels once shrunk to 256, got {width} x {height}")
+    backdrop = np.median(lab[border_ring(height, width)], axis=0)
+    return backdrop, deltaE_ciede2000(lab, backdrop[None, None])
+
+
 def measure(image: Image.Image) -> dict[str, float]:
     """Backdrop, framing and light of one picture, as named numbers.
 
@@ -101,8 +119,7 @@ def measure(image: Image.Image) -> dict[str, float]:
             f"image must be at most 32 times as long as wide, got {image.width} x {image.height}"
         )
     ring = border_ring(height, width)
-    background = np.median(lab[ring], axis=0)
-    distance = deltaE_ciede2000(lab, background[None, None])
+    background, distance = _backdrop_and_distance(lab)
     mask = foreground_mask(distance)
 
     # A product that reaches into the ring is cropping's business. Once it covers more than a third of

@@ -1,36 +1,62 @@
 """Which class, and which x_start, each picture of a call begins from."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..pca import StartDistribution
-from .noise import Generators
+from .noise import Generators, Initializer
 
 STARTS = ("mean", "draw", "none")
 
 
-def check_choices(
-    distribution: StartDistribution | None, *, latents: Tensor | None, start: str, choices: Mapping[str, Any]
+class StartChoice(NamedTuple):
+    """What a call says about its start; the fields mean what they mean in the pipelines' call."""
+
+    class_name: str | Sequence[str | None] | None = None
+    start: str = "mean"
+    start_image: Any = None
+    x_start: Tensor | None = None
+    project_start: bool = False
+    noise: Initializer | None = None
+
+    @property
+    def chooses_start(self) -> bool:
+        """Whether a picture or latents are given to start from."""
+        return self.start_image is not None or self.x_start is not None
+
+    @property
+    def replaces_noise(self) -> bool:
+        """Whether latents other than diffusers' own are asked for, whatever the start distribution."""
+        return self.chooses_start or self.noise is not None
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the start is a class's mean, a draw or a projection."""
+        return self.project_start if self.chooses_start else self.start != "none"
+
+
+def check_choice(
+    distribution: StartDistribution | None, choice: StartChoice, *, latents: Tensor | None
 ) -> None:
     """Refuses choices that contradict each other, before anything is computed.
 
-    choices: a call's class_name, project_start, start_image, x_start, noise by name; None, False: absent.
     Raises ValueError on latents beside a choice, two chosen starts, an unknown start, and on what needs a
     start distribution where there is none.
     """
-    if start not in STARTS:
-        raise ValueError(f"start must be one of {', '.join(STARTS)}, got {start!r}")
-    given = [name for name, value in choices.items() if value is not None and value is not False]
+    if choice.start not in STARTS:
+        raise ValueError(f"start must be one of {', '.join(STARTS)}, got {choice.start!r}")
+    values = choice._replace(start=None)._asdict()  # type: ignore[arg-type]
+    given = [name for name, value in values.items() if value is not None and value is not False]
     if latents is not None and given:
         raise ValueError(f"latents must be the only start, got {given[0]} beside them")
     if "start_image" in given and "x_start" in given:
         raise ValueError("x_start must not be given beside start_image, got both")
-    if "project_start" in given and not {"start_image", "x_start"} & set(given):
+    if "project_start" in given and not choice.chooses_start:
         raise ValueError("project_start must come with start_image or x_start, got neither")
-    if start == "draw":
+    if choice.start == "draw":
         given.append("start='draw'")
     needy = [name for name in given if name in ("class_name", "project_start", "start='draw'")]
     if needy and distribution is None:
@@ -41,42 +67,45 @@ def choose_start(
     distribution: StartDistribution | None,
     prompts: Sequence[str | None],
     num_images: int,
+    choice: StartChoice,
     *,
-    class_name: str | Sequence[str | None] | None = None,
-    start: str = "mean",
-    x_start: Tensor | None = None,
-    project_start: bool = False,
+    size: tuple[int, int],
     generator: Generators = None,
 ) -> Tensor | None:
     """x_start (B, C, H, W), float32 scaled latents on the CPU, of B = len(prompts) * num_images pictures.
 
-    x_start: these latents (C, H, W), or one, one a prompt or one a picture of them, as they are or projected
-    on the class's components. Without: the class's "mean", a "draw" for each picture, or None for "none".
+    The choice's x_start: these latents (C, H, W), or one, one a prompt or one a picture of them, as they are
+    or projected on the class's components. Without: the class's "mean" at this size (H, W), a "draw" for each
+    picture, or None for "none".
     Raises ValueError as `resolve_classes` does and on another number of latents.
     """
-    chosen = None if x_start is None else _one_a_picture(x_start, len(prompts), num_images)
-    if distribution is None or (start == "none" if chosen is None else not project_start):
+    chosen = None if choice.x_start is None else _one_a_picture(choice.x_start, len(prompts), num_images)
+    if distribution is None or not choice.needs_statistics:
         return chosen
-    class_ids = resolve_classes(distribution, prompts, class_name).repeat_interleave(num_images)
+    class_ids = resolve_classes(distribution, prompts, choice.class_name, size=size)
+    class_ids = class_ids.repeat_interleave(num_images)
     if chosen is not None:
         return distribution.project(chosen, class_ids).cpu()
-    if start == "mean":
-        return distribution.mean[class_ids.to(distribution.mean.device)].cpu()
+    if choice.start == "mean":
+        mean = distribution.at(*size).mean
+        return mean[class_ids.to(mean.device)].cpu()
     if isinstance(generator, Sequence):
         one_each = zip(class_ids.split(1), generator, strict=True)
-        return torch.cat([distribution.sample(ids, g) for ids, g in one_each]).cpu()
-    return distribution.sample(class_ids, generator).cpu()
+        return torch.cat([distribution.sample(ids, g, size=size) for ids, g in one_each]).cpu()
+    return distribution.sample(class_ids, generator, size=size).cpu()
 
 
 def resolve_classes(
     distribution: StartDistribution,
     prompts: Sequence[str | None],
     class_name: str | Sequence[str | None] | None = None,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """A class id for each prompt: by name, else the only class there is, else by caption prefix.
 
-    Raises ValueError, listing the classes, on an unknown name or a prompt that tells no class, and on a list
-    of names that does not match the prompts.
+    Raises ValueError, listing the classes, on an unknown name or a prompt that tells no class, on a list
+    of names that does not match the prompts, and on a class without pictures at this size (H, W).
     """
     names: list[str | None]
     if class_name is None or isinstance(class_name, str):
@@ -96,7 +125,7 @@ def resolve_classes(
                 f"class_name must be one of {', '.join(distribution.class_names)}, "
                 f"got None and no caption prefix begins the prompt {prompt!r}"
             )
-        ids.append(distribution.class_id(known))
+        ids.append(distribution.class_id(known, size=size))
     return torch.tensor(ids)
 
 

@@ -1,5 +1,6 @@
 """A chosen picture as the start: fitted to the frame as the catalogue was, then encoded by the VAE."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +37,10 @@ def encode_pictures(
     """Scaled latents (B, C, h, w), float32 on the CPU, of pictures fitted to height x width pixels.
 
     transform: how the catalogue was fitted ("fit", "backdrop"); a centre crop if None.
+    A VAE in float16 encodes in float32 where its config asks for it, as SDXL's overflows.
     """
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae = copy.deepcopy(vae).float()
     how = {key: value for key, value in (transform or {}).items() if key in ("fit", "backdrop")}
     images = images if isinstance(images, list) else [images]
     fitted = [fit_to_frame(image, height, width, **how) for image in images]

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # written only where a class has no pictures, which readers of version 1 would not notice
 SOURCE_FILE = "start_distribution.py"
 
 
@@ -23,12 +23,14 @@ class StartDistribution(ModelMixin, ConfigMixin):
         mean: (n_classes, C, H, W)
         components: (n_classes, K, C, H, W), orthonormal within a class
         variances: (n_classes, K)
+        buckets: the start distributions of further sizes by (H, W) of their latents, see `add_bucket`
     Everything else stands in `config`. Source: METHODS 1, "Start distribution Q".
     """
 
     mean: Tensor
     components: Tensor
     variances: Tensor
+    buckets: "dict[tuple[int, int], StartDistribution]"
 
     @register_to_config
     def __init__(
@@ -44,7 +46,8 @@ class StartDistribution(ModelMixin, ConfigMixin):
         samplers: list[list] | None = None,
         vae_fingerprint: dict[str, Any] | None = None,
         image_transform: dict[str, Any] | None = None,
-        format_version: int = FORMAT_VERSION,
+        format_version: int = 1,
+        bucket_sizes: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
         if format_version > FORMAT_VERSION:
@@ -55,6 +58,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         self.register_buffer("mean", torch.zeros(n, *shape))
         self.register_buffer("components", torch.zeros(n, k, *shape))
         self.register_buffer("variances", torch.zeros(n, k))
+        self.buckets = {}
 
     @classmethod
     def fit(
@@ -68,18 +72,28 @@ class StartDistribution(ModelMixin, ConfigMixin):
         skip_interval: int = 50,
         offset_from: int | None = None,
         samplers: Iterable[Sequence] = (),
+        allow_empty: bool = False,
+        reduce: Callable[[Tensor], Tensor] | None = None,
         **config: Any,
     ) -> "StartDistribution":
         """The start distribution of a catalogue's scaled latents.
 
         latents: (N, C, H, W) with class_ids (N,), or a re-iterable of (latents, class_ids) batches;
         components: K; offset_from: first timestep of the offset range, T - skip_interval if None;
-        samplers: (scheduler, steps, spacing) each; config: further values to keep (caption_prefixes,
-        vae_fingerprint, image_transform). Raises ValueError as `fit_statistics` does.
+        samplers: (scheduler, steps, spacing) each; allow_empty, reduce: as `fit_statistics` takes them;
+        config: further values to keep (caption_prefixes, vae_fingerprint, image_transform).
+        Raises ValueError as `fit_statistics` does.
         """
         # By name, since diffusers would look for a relative import's file beside the copy in a checkpoint.
         fit_statistics = importlib.import_module("onbrand.pca.fit").fit_statistics
-        statistics = fit_statistics(latents, class_ids, class_names=class_names, components=components)
+        statistics = fit_statistics(
+            latents,
+            class_ids,
+            class_names=class_names,
+            components=components,
+            allow_empty=allow_empty,
+            reduce=reduce,
+        )
         distribution = cls(
             class_names=list(class_names),
             latent_shape=list(statistics.mean.shape[1:]),
@@ -89,6 +103,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
             skip_interval=skip_interval,
             offset_from=num_train_timesteps - skip_interval if offset_from is None else offset_from,
             samplers=[list(sampler) for sampler in samplers],
+            format_version=FORMAT_VERSION if 0 in statistics.counts else 1,
             **config,
         )
         distribution.mean.copy_(statistics.mean)
@@ -111,10 +126,52 @@ class StartDistribution(ModelMixin, ConfigMixin):
         """First timestep of the offset range, T if the range is empty."""
         return self.config["offset_from"]
 
-    def class_id(self, name: str) -> int:
-        """The id of a class. Raises ValueError, with the nearest name and all names, on an unknown one."""
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of the latents there are statistics for, its own size first."""
+        return [(self.latent_shape[1], self.latent_shape[2]), *self.buckets]
+
+    def at(self, height: int, width: int) -> "StartDistribution":
+        """The start distribution of this size (latents). Raises ValueError, with the sizes, on another."""
+        if (height, width) == self.sizes[0]:
+            return self
+        if (height, width) not in self.buckets:
+            raise ValueError(f"latent size must be one of {_listed(self.sizes)}, got {height}x{width}")
+        return self.buckets[height, width]
+
+    def add_bucket(self, distribution: "StartDistribution") -> None:
+        """Keeps the start distribution of a further size, in place of the one it had of that size.
+
+        Raises ValueError on its own size and on other class names, channels, components, T or offset range.
+        """
+        size = distribution.sizes[0]
+        if size == self.sizes[0]:
+            raise ValueError(f"bucket must have another size than {_listed([size])}, got the same")
+        theirs = _shared(distribution)
+        for key, ours in _shared(self).items():
+            if theirs[key] != ours:
+                raise ValueError(
+                    f"bucket {key} must be {ours} as at {_listed(self.sizes[:1])}, got {theirs[key]}"
+                )
+        self.buckets[size] = distribution
+        self.register_to_config(bucket_sizes=[list(size) for size in self.buckets])
+
+    def class_id(self, name: str, *, size: tuple[int, int] | None = None) -> int:
+        """The id of a class with pictures at this size (latents), its own size if None.
+
+        Raises ValueError on an unknown name, with the nearest and all names; on a class without pictures
+        there, with the sizes where it has some; and as `at` does.
+        """
         if name in self.class_names:
-            return self.class_names.index(name)
+            class_id = self.class_names.index(name)
+            size = size or self.sizes[0]
+            if not self.at(*size)._has_pictures(class_id):
+                others = [other for other in self.sizes if self.at(*other)._has_pictures(class_id)]
+                raise ValueError(
+                    f"class_name must have pictures at size {_listed([size])}, got {name!r} with none "
+                    f"(it has them at {_listed(others) or 'no size'})"
+                )
+            return class_id
         nearest = get_close_matches(name, self.class_names, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise ValueError(f"class_name must be one of {', '.join(self.class_names)}, got {name!r}{hint}")
@@ -137,13 +194,16 @@ class StartDistribution(ModelMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         *,
         text_embeds: Tensor | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Draws x_start (B, C, H, W), float32 scaled latents, for class_ids (B,).
 
         The scores are drawn in float32 on the CPU, so a seed means the same on every machine.
         text_embeds is for distributions that depend on text; this one does not.
-        Raises ValueError on unknown ids.
+        size: (H, W) of the latents, its own if None. Raises ValueError on unknown ids and as `at` does.
         """
+        if size is not None and size != self.sizes[0]:
+            return self.at(*size).sample(class_ids, generator, text_embeds=text_embeds)
         class_ids = self._checked_ids(class_ids)
         xi = torch.randn(len(class_ids), self.variances.shape[1], generator=generator).to(self.mean.device)
         return self._from_scores(xi * self.variances[class_ids].sqrt(), class_ids)
@@ -151,13 +211,16 @@ class StartDistribution(ModelMixin, ConfigMixin):
     def project(self, x_0: Tensor, class_ids: Tensor, *, text_embeds: Tensor | None = None) -> Tensor:
         """The point of each picture's class nearest to it: mean + P^T P (x_0 - mean).
 
-        x_0: (B, C, H, W) scaled latents; class_ids: (B,). Returns x_start, float32, shaped like x_0.
-        text_embeds is for distributions that depend on text; this one does not.
+        x_0: (B, C, H, W) scaled latents of one of its sizes; class_ids: (B,). Returns x_start, float32,
+        shaped like x_0. text_embeds is for distributions that depend on text; this one does not.
         Raises ValueError on latents of another shape or unknown ids.
         """
+        height, width = x_0.shape[-2:]
+        if (height, width) in self.buckets:
+            return self.buckets[height, width].project(x_0, class_ids, text_embeds=text_embeds)
         if tuple(x_0.shape[1:]) != self.latent_shape:
-            expected = ", ".join(map(str, self.latent_shape))
-            raise ValueError(f"latents must be shaped (B, {expected}), got {tuple(x_0.shape)}")
+            expected = " or ".join(f"(B, {self.latent_shape[0]}, {h}, {w})" for h, w in self.sizes)
+            raise ValueError(f"latents must be shaped {expected}, got {tuple(x_0.shape)}")
         if len(class_ids) != len(x_0):
             raise ValueError(f"class_ids must be one id for each of {len(x_0)} latents, got {len(class_ids)}")
         class_ids = self._checked_ids(class_ids)
@@ -169,6 +232,10 @@ class StartDistribution(ModelMixin, ConfigMixin):
 
     def _from_scores(self, scores: Tensor, class_ids: Tensor) -> Tensor:
         return self.mean[class_ids] + torch.einsum("bk,bkchw->bchw", scores, self.components[class_ids])
+
+    def _has_pictures(self, class_id: int) -> bool:
+        counts = self.config["counts"]
+        return counts is None or counts[class_id] > 0
 
     def _checked_ids(self, class_ids: Tensor) -> Tensor:
         # Ids on a GPU are not looked at: reading them back would stall every training step.
@@ -186,17 +253,48 @@ class StartDistribution(ModelMixin, ConfigMixin):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
+        for bucket in self.buckets.values():
+            bucket._apply(fn, recurse)
         return super()._apply(move_only, recurse)  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "StartDistribution":
-        """Loads a saved start distribution, float32 whatever dtype is asked for, as diffusers does."""
+        """Loads a saved start distribution, float32 whatever dtype is asked for, and its buckets.
+
+        A local folder or a hub id, with diffusers' own options.
+        """
         kwargs = {key: value for key, value in kwargs.items() if key not in ("dtype", "torch_dtype")}
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        parent = kwargs.pop("subfolder", None) or ""
+        for size in loaded.config["bucket_sizes"] or []:
+            path, inner = pretrained_model_name_or_path, f"{parent}/{_listed([size])}".lstrip("/")
+            if Path(path).is_dir():
+                # diffusers would find the weights of the folder itself before those of its subfolder.
+                path, inner = Path(path) / inner, ""
+            loaded.buckets[tuple(size)] = super().from_pretrained(path, subfolder=inner or None, **kwargs)
+        return loaded
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves config and tensors (safetensors) as diffusers does, and this file beside them."""
+        """Saves config and tensors (safetensors) as diffusers does, and this file beside them.
+
+        Each bucket goes into a folder <H>x<W> inside, without the file.
+        """
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        for size, bucket in self.buckets.items():
+            super(StartDistribution, bucket).save_pretrained(  # type: ignore[misc]
+                Path(save_directory) / _listed([size]), **kwargs
+            )
         copy = Path(save_directory) / SOURCE_FILE
         if copy.resolve() != Path(__file__).resolve():
             shutil.copyfile(__file__, copy)
+
+
+def _listed(sizes: Iterable[Sequence[int]]) -> str:
+    return ", ".join(f"{height}x{width}" for height, width in sizes)
+
+
+def _shared(distribution: StartDistribution) -> dict[str, Any]:
+    """What all buckets have in common."""
+    keys = ("num_components", "num_train_timesteps", "offset_from")
+    config = {key: distribution.config[key] for key in keys}
+    return {"class_names": distribution.class_names, "channels": distribution.latent_shape[0], **config}

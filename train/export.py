@@ -3,55 +3,81 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from diffusers import StableDiffusionPipeline
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import save_file
 
+from ..configs.schema import ModelConfig
 from ..inference.generate import generate
-from ..inference.pipeline import OffsetStableDiffusionPipeline, load_pipeline
+from ..inference.load import load_pipeline
 from ..pca import Sampler, StartDistribution
-from .loop import Training
+from .checkpoint import settle
+from .models import Networks, load_base, merge_adapters, prepare_networks
 from .preview import shipping_pipeline
+from .text import text_encoders, tokenizers
 
 TOLERANCE = 1  # in 8-bit levels
 
 
 def export_model(
-    training: Training, start_distribution: StartDistribution, *, run: Path, prompt: str
+    config: ModelConfig,
+    weights: Mapping[str, torch.Tensor],
+    start_distribution: StartDistribution,
+    *,
+    run: Path,
+    prompt: str,
+    condition: Image.Image | None = None,
 ) -> Path:
-    """Writes the averaged weights and the start distribution to the run's `model/`, adapters merged.
+    """Writes the trained weights over a fresh base, and the start distribution, to the run's `model/`.
 
-    A LoRA run also keeps its adapters in `lora/`. Raises ValueError if the reloaded folder draws another
-    picture.
+    weights: trained parameters by name, float32. Adapters are merged and also kept in `lora/`, a trained
+    word's embeddings in `token/`. Raises ValueError if the reloaded folder draws another picture.
     """
-    pipeline = training.pipeline
-    training.accelerator.unwrap_model(training.unet, keep_fp32_wrapper=False)  # autocast is not shipped
-    if training.average:
-        training.average.copy_to(training.weights)
-    pipeline.unet.eval()
-    if getattr(pipeline.unet, "peft_config", None):
-        _save_lora(pipeline, run / "lora")
-        pipeline.unet.fuse_lora()
-        pipeline.unet.unload_lora()
-    shipped = shipping_pipeline(pipeline, start_distribution).to("cpu")
+    networks = prepare_networks(load_base(config), config)
+    unexpected = networks.denoiser.load_state_dict(dict(weights), strict=False).unexpected_keys
+    if unexpected or set(weights) != {name for name, _ in networks.denoiser.trained()}:
+        raise ValueError(f"trained weights must be those of the config, got {sorted(unexpected)[:3]}")
+    networks.denoiser.requires_grad_(False).eval()
+    if config.method == "lora" or config.text_encoder == "lora":
+        _save_lora(networks, config, run / "lora")
+    if config.text_encoder == "token":
+        _save_token(networks, config, run / "token")
+    for network in networks.denoiser.children():
+        merge_adapters(network)
+    shipped = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
     folder, beside = run / "model", run / "model.partial"
     shutil.rmtree(beside, ignore_errors=True)
-    shipped.save_pretrained(beside)
-    compare_reloaded(shipped, beside, prompt=prompt)
+    shipped.to("cpu").save_pretrained(beside)
+    compare_reloaded(shipped, beside, prompt=prompt, condition=condition)
+    settle(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder
 
 
-def compare_reloaded(shipped: OffsetStableDiffusionPipeline, folder: Path, *, prompt: str) -> None:
+def compare_reloaded(
+    shipped: Any, folder: Path, *, prompt: str, condition: Image.Image | None = None
+) -> None:
     """Raises ValueError unless the folder, loaded anew, draws the same picture within 1/255."""
-    name = shipped.start_distribution.class_names[0] if shipped.start_distribution else None
+    start = shipped.start_distribution
+    names = [name for name, n in zip(start.class_names, start.config["counts"], strict=True) if n]
     before, after = (
         np.asarray(
-            generate(pipeline, [prompt], class_names=[name], sampler=Sampler("DDIMScheduler", 20))[0],
+            generate(
+                pipeline,
+                [prompt],
+                class_names=names[:1],
+                images=None if condition is None else [condition],
+                sampler=Sampler("DDIMScheduler", 20),
+            )[0],
             dtype=int,
         )
         for pipeline in (shipped, load_pipeline(folder))
@@ -61,14 +87,46 @@ def compare_reloaded(shipped: OffsetStableDiffusionPipeline, folder: Path, *, pr
         raise ValueError(f"reloaded model must draw the same picture within {TOLERANCE}/255, got {worst}/255")
 
 
-def _save_lora(pipeline: StableDiffusionPipeline, folder: Path) -> None:
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipeline.unet))
-    beside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    StableDiffusionPipeline.save_lora_weights(
-        beside,
-        unet_lora_layers=layers,
-        unet_lora_adapter_metadata=pipeline.unet.peft_config["default"].to_dict(),
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+def _save_lora(networks: Networks, config: ModelConfig, folder: Path) -> None:
+    """Adapters in the layout that diffusers' load_lora_weights reads, rank and alpha with them."""
+    encoders = text_encoders(networks.pipeline)
+    adapted = {"unet": networks.pipeline.unet} if config.method == "lora" else {}
+    if config.text_encoder == "lora":
+        adapted |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+    options: dict[str, Any] = {}
+    for name, network in adapted.items():
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+        options[f"{name}_lora_layers"] = layers
+        metadata = network.peft_config["default"].to_dict()
+        # a set has no order of its own: the same run is to write the same file
+        metadata["target_modules"] = sorted(metadata["target_modules"])
+        options[f"{name}_lora_adapter_metadata"] = metadata
+    writer = StableDiffusionPipeline if len(encoders) == 1 else StableDiffusionXLPipeline
+    _replace(folder, lambda beside: writer.save_lora_weights(beside, **options))
+
+
+def _save_token(networks: Networks, config: ModelConfig, folder: Path) -> None:
+    """The new word's embeddings, in the layout that diffusers' load_textual_inversion reads."""
+    word = config.token.word
+    for number, (tokenizer, encoder) in enumerate(
+        zip(tokenizers(networks.pipeline), text_encoders(networks.pipeline), strict=True)
+    ):
+        layer = encoder.get_input_embeddings()
+        row = layer(torch.tensor([tokenizer.convert_tokens_to_ids(word)]))
+        name = "learned_embeds" if not number else f"learned_embeds_{number + 1}"
+        _replace(
+            folder / f"{name}.safetensors",
+            lambda beside, row=row: save_file({word: row.detach().contiguous()}, beside),  # type: ignore[misc]
+        )
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Writes a file or folder beside its place, then renames it."""
+    beside = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for place in (beside, path):
+        if place.is_dir():
+            shutil.rmtree(place)
+        if place is beside:
+            write(beside)
+    beside.replace(path)

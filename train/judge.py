@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from ..configs.schema import AuditConfig
-from ..data.catalogue import Catalogue
-from ..data.latents import LatentCache, cache_latents
-from ..data.transform import ImageTransform
+from ..data.processes import ALONE, Processes
 from ..evaluation import AuditReport, Limits, audit, calibrate, contact_sheet
-from ..inference.generate import batch_that_fits, generate
-from ..pca import Sampler, StartDistribution
+from .draw import decode_rows, draw, round_robin
+from .prepare import Part
 
 CALIBRATION_PICTURES = 1000
 
@@ -32,82 +27,52 @@ class Audited:
     report: AuditReport
 
 
-@torch.no_grad()
-def decode(vae: AutoencoderKL, latents: torch.Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents (B, C, h, w)."""
-    processor, shift = VaeImageProcessor(), vae.config.get("shift_factor") or 0.0
-    pictures: list[Image.Image] = []
-    for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
-        unscaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
-        pictures += processor.postprocess(vae.decode(unscaled).sample)
-    return pictures
-
-
-def fix_limits(catalogue: Catalogue, cache: LatentCache, vae: AutoencoderKL) -> Limits:
+def fix_limits(part: Part, vae: Any, *, processes: Processes = ALONE) -> Limits:
     """The catalogue's own limits, from its training pictures after a VAE round trip.
 
     What the VAE cannot draw is not held against a model that draws through it.
     """
-    chosen = round_robin(catalogue, CALIBRATION_PICTURES)
-    names = [catalogue.pictures[i].class_name for i in chosen]
-    return calibrate(decode(vae, cache.means(chosen)), classes=names)
+    chosen = round_robin(part.catalogue, CALIBRATION_PICTURES)
+    pictures = decode_rows(vae, part, chosen, processes=processes)
+    return calibrate(pictures, classes=_classes(part, chosen))
 
 
-def round_robin(catalogue: Catalogue, count: int) -> list[int]:
-    """Rows of at most `count` pictures, one class after the other, so that none is left out."""
-    by_class: list[list[int]] = [[] for _ in catalogue.class_names]
-    for row, class_id in enumerate(catalogue.class_ids.tolist()):
-        by_class[class_id].append(row)
-    longest = max(map(len, by_class))
-    return [rows[turn] for turn in range(longest) for rows in by_class if turn < len(rows)][:count]
-
-
-def start_of(start_distribution: StartDistribution) -> str:
-    """How the pipeline starts from it: from draws where there are components, else from the mean."""
-    return "draw" if start_distribution.components.shape[1] else "mean"
-
-
-def prompts_of(catalogue: Catalogue, count: int) -> tuple[list[str], list[str]]:
-    """Captions and class names of `count` pictures, going round the classes, again when there are fewer."""
-    order = round_robin(catalogue, count)
-    rows = [order[i % len(order)] for i in range(count)]
-    return [catalogue.captions[i] for i in rows], [catalogue.pictures[i].class_name for i in rows]
-
-
-def audit_held_out(
-    catalogue: Catalogue, vae: AutoencoderKL, *, limits: Limits, transform: ImageTransform, cache_dir: Path
-) -> Audited:
+def audit_held_out(part: Part, vae: Any, *, limits: Limits, processes: Processes = ALONE) -> Audited:
     """Held-out catalogue pictures, after the same round trip: what a perfect model would score."""
-    cache = cache_latents(catalogue, vae, transform, cache_dir=cache_dir, device=vae.device, progress=False)
-    pictures = decode(vae, cache.means(range(len(cache))))
-    prompts = catalogue.captions
-    classes = [picture.class_name for picture in catalogue.pictures]
-    return Audited(pictures, prompts, audit(pictures, limits, classes=classes))
+    rows = list(range(len(part)))
+    pictures = decode_rows(vae, part, rows, processes=processes)
+    return Audited(pictures, part.catalogue.captions, audit(pictures, limits, classes=_classes(part, rows)))
 
 
 def audit_model(
     pipeline: Any,
-    catalogue: Catalogue,
+    part: Part,
     *,
     limits: Limits,
     start: str,
     settings: AuditConfig,
     seed: int,
+    processes: Processes = ALONE,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Audited:
     """Pictures of held-out captions from one start; equal seeds give every model and start equal noises."""
-    prompts, classes = prompts_of(catalogue, settings.pictures)
-    pictures = generate(
+    rows = round_robin(part.catalogue, settings.pictures, again=True)
+    pictures = draw(
         pipeline,
-        prompts,
-        class_names=classes if pipeline.start_distribution is not None else None,
+        part,
+        rows,
         start=start,
-        sampler=Sampler(settings.scheduler, settings.steps),
-        guidance_scale=settings.guidance_scale,
+        settings=settings,
         seed=seed,
+        processes=processes,
         advance=advance,
     )
-    return Audited(pictures, prompts, audit(pictures, limits, classes=classes))
+    prompts = [part.catalogue.captions[row] for row in rows]
+    return Audited(pictures, prompts, audit(pictures, limits, classes=_classes(part, rows)))
+
+
+def _classes(part: Part, rows: Sequence[int]) -> list[str]:
+    return [part.catalogue.pictures[row].class_name for row in rows]
 
 
 def audit_file(name: str, run: Path) -> Path:

@@ -3,163 +3,87 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
-from diffusers import StableDiffusionPipeline
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Subset
 
 from ..configs.schema import Config
 from ..pca import StartDistribution
-from .checkpoint import checkpoints, load_average, save_checkpoint, step_of
-from .metrics import LossMeter, append_metrics, rewind_metrics
-from .models import prepare_unet, tokenize, training_schedule
+from .checkpoint import checkpoints, save_checkpoint
+from .metrics import LossMeter, append_metrics, held_out_losses
+from .models import training_schedule
+from .order import class_draws, training_order
 from .prepare import Prepared
-from .samples import TimestepLaw, TrainingSamples
+from .samples import Texts, TimestepLaw, TrainingSamples
 from .step import StepLoss, training_loss
+from .stop import Stopped, StopRequest
+from .training import Training
+
+LossOf = Callable[[Mapping[str, torch.Tensor]], StepLoss]
 
 
-@dataclass
-class Training:
-    """What a training run holds in memory; `weights` are the trained parameters, `average` their EMA."""
-
-    accelerator: Accelerator
-    pipeline: StableDiffusionPipeline
-    unet: torch.nn.Module
-    weights: list[torch.nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    schedule: Any
-    average: EMAModel | None
-    first_step: int = 0
-
-
-def set_up(
-    config: Config, pipeline: StableDiffusionPipeline, accelerator: Accelerator, *, run: Path
-) -> Training:
-    """Models, optimizer and averages on their devices, restored from the run's newest checkpoint, if any."""
-    weights = prepare_unet(pipeline, config.model)
-    pipeline.text_encoder.to(accelerator.device)
-    options = config.train
-    raw = torch.optim.AdamW(weights, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-    unet, optimizer = accelerator.prepare(pipeline.unet, raw)
-    average = None
-    if options.ema_decay:
-        average = EMAModel(weights, decay=options.ema_decay, use_ema_warmup=True, power=0.75)
-    saved, first_step = checkpoints(run), 0
-    if saved:
-        first_step = step_of(saved[-1])
-        accelerator.load_state(str(saved[-1]))
-        if average:
-            load_average(average, saved[-1])
-    if accelerator.is_main_process:
-        rewind_metrics(run, first_step)
-    # the schedule is a function of the step: nothing to save, nothing to load
-    schedule = get_scheduler(
-        options.schedule,
-        raw,
-        num_warmup_steps=options.warmup_steps,
-        num_training_steps=options.steps,
-        last_epoch=first_step - 1,
-    )
-    return Training(accelerator, pipeline, unet, weights, optimizer, schedule, average, first_step)
-
-
-def batches(config: Config, training: Training, prepared: Prepared) -> DataLoader:
+def batches(config: Config, training: Training, prepared: Prepared, texts: Texts) -> DataLoader:
     """Every batch still to be trained on, in order; each process gets its share of each global batch."""
     options, accelerator = config.train, training.accelerator
     per_step = options.batch_size * accelerator.num_processes * options.gradient_accumulation
-    (no_caption_ids,) = tokenize(training.pipeline, [""])
+    part, start_distribution = prepared.train, prepared.start_distribution
+    class_ids = part.catalogue.class_ids
+    draws = class_draws(
+        class_ids,
+        part.catalogue.class_names,
+        sampling=config.data.sampling,
+        weights=config.data.class_weights,
+    )
+    order = training_order(
+        class_ids,
+        part.buckets.bucket_ids,
+        draws=draws,
+        seed=config.run.seed,
+        steps=options.steps,
+        per_step=per_step,
+    )
     samples = TrainingSamples(
-        prepared.cache,
-        prepared.train.class_ids,
-        tokenize(training.pipeline, prepared.train.captions),
-        no_caption_ids=no_caption_ids,
-        total=per_step * options.steps,
+        part.cache,
+        class_ids,
+        texts,
+        order=order,
         seed=config.run.seed,
         timesteps=TimestepLaw(
-            training.pipeline.scheduler.config.num_train_timesteps,
-            prepared.start_distribution.offset_from,
+            start_distribution.config["num_train_timesteps"],
+            start_distribution.offset_from,
             config.start.emphasis,
         ),
         caption_dropout=options.caption_dropout,
         sample_posterior=options.sample_posterior,
+        condition=part.condition,
     )
     remaining = Subset(samples, range(per_step * training.first_step, len(samples)))
-    loader = DataLoader(remaining, batch_size=options.batch_size, num_workers=options.workers)
-    return accelerator.prepare(loader)
-
-
-def train(
-    config: Config,
-    training: Training,
-    prepared: Prepared,
-    *,
-    run: Path,
-    preview: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Trains to config.train.steps, logging, checkpointing and previewing on the way.
-
-    Raises ValueError when the loss is no longer finite; the last checkpoint is from before.
-    """
-    options, accelerator = config.train, training.accelerator
-    start_distribution = prepared.start_distribution.to(accelerator.device)
-    loss_of = _loss_function(training, start_distribution, min_snr_gamma=options.min_snr_gamma)
-    meter = LossMeter(
-        start_distribution.class_names, offset_from=start_distribution.offset_from, device=accelerator.device
+    return accelerator.prepare(
+        DataLoader(
+            remaining,
+            batch_size=options.batch_size,
+            num_workers=options.workers,
+            # its own, so that a resumed run leaves the restored random state as it is
+            generator=torch.Generator(),
+            pin_memory=accelerator.device.type == "cuda",
+        )
     )
-    step = training.first_step
-    if step == 0:
-        preview(0)
-    with _progress(disable=not accelerator.is_main_process) as progress:
-        bar = progress.add_task("training", total=options.steps, completed=step)
-        for batch in batches(config, training, prepared):
-            per_sample = _descend(batch, loss_of, training, max_grad_norm=options.max_grad_norm)
-            meter.add(per_sample, batch["timesteps"], batch["class_ids"])
-            if not accelerator.sync_gradients:
-                continue
-            step += 1
-            log_due, checkpoint_due, preview_due = (
-                step % every == 0 or step == options.steps
-                for every in (options.log_every, options.checkpoint_every, options.preview_every)
-            )
-            if log_due or checkpoint_due:
-                # a loss that is not finite stays in the meter's sums, so no bad state is ever saved
-                means = meter.means(accelerator)
-                check_finite(means["loss"], step, run)
-                values = {"step": step, **means, "lr": training.schedule.get_last_lr()[0]}
-                accelerator.log(values, step=step)
-                if accelerator.is_main_process:
-                    append_metrics(run, values)
-                text = f"loss {means['loss']:.4f}  {means['images_per_second']:.0f} images/s"
-                progress.update(bar, completed=step, description=text)
-            if checkpoint_due:
-                save_checkpoint(
-                    accelerator, run, step, average=training.average, keep=options.keep_checkpoints
-                )
-            if preview_due:
-                preview(step)
-            if checkpoint_due or preview_due:
-                meter.restart_clock()
 
 
-def _loss_function(
-    training: Training, start_distribution: StartDistribution, *, min_snr_gamma: float | None
-) -> Callable[[Mapping[str, torch.Tensor]], StepLoss]:
-    alphas_cumprod, prediction_type = training_schedule(training.pipeline)
+def loss_function(
+    training: Training, start_distribution: StartDistribution, *, min_snr_gamma: float | None = None
+) -> LossOf:
+    """The loss of a batch under a run's networks, schedule and start distribution."""
+    alphas_cumprod, prediction_type = training_schedule(training.networks.pipeline)
     return partial(
         training_loss,
-        unet=training.unet,
-        text_encoder=training.pipeline.text_encoder,
-        start_distribution=start_distribution,
+        denoiser=training.denoiser,
+        start_distribution=start_distribution.to(training.accelerator.device),
         alphas_cumprod=alphas_cumprod.to(training.accelerator.device),
         offset_from=start_distribution.offset_from,
         prediction_type=prediction_type,
@@ -167,37 +91,129 @@ def _loss_function(
     )
 
 
+def train(
+    config: Config,
+    training: Training,
+    prepared: Prepared,
+    texts: Texts,
+    *,
+    run: Path,
+    preview: Callable[[int], None] = lambda step: None,
+    validate: Callable[[], dict[str, float]] = dict,
+) -> None:
+    """Trains to config.train.steps; logs, validates, saves and previews on the way.
+
+    Raises ValueError when the loss is no longer finite or explodes; the last checkpoint is from before.
+    Raises Stopped after a signal, once the state is saved.
+    """
+    options, accelerator = config.train, training.accelerator
+    loss_of = loss_function(training, prepared.start_distribution, min_snr_gamma=options.min_snr_gamma)
+    meter = LossMeter(
+        prepared.start_distribution.class_names,
+        offset_from=prepared.start_distribution.offset_from,
+        device=accelerator.device,
+    )
+    if training.first_step == 0:
+        preview(0)
+
+    def due(every: int) -> bool:
+        return step % every == 0 or step == options.steps
+
+    with _progress(disable=not accelerator.is_main_process) as progress, StopRequest() as stop:
+        bar = progress.add_task("training", total=options.steps, completed=training.first_step)
+        for step in _steps(config, training, batches(config, training, prepared, texts), loss_of, meter):
+            save = due(options.checkpoint_every)
+            log = due(options.log_every) or save or due(options.validate_every)
+            signum = stop.seen(accelerator, ask_others=log)
+            save |= bool(signum)
+            if log or save:
+                # a loss that is not finite stays in the meter's sums, so no bad state is ever saved
+                values = {"step": step, **meter.means(accelerator)}
+                check_loss(values, run, limit=options.max_loss)
+                values |= {"lr": training.schedule.get_last_lr()[0]}
+                if due(options.validate_every):
+                    values |= validate()
+                accelerator.log(values, step=step)
+                if accelerator.is_main_process:
+                    append_metrics(run, values)
+                progress.update(bar, completed=step, description=_description(values))
+            if due(options.preview_every):
+                preview(step)
+            if save:
+                saved = save_checkpoint(
+                    accelerator,
+                    run,
+                    step,
+                    average=training.averaged_weights(),
+                    average_steps=training.average.optimization_step if training.average else 0,
+                    keep=options.keep_checkpoints,
+                    held_out=held_out_losses(run),
+                )
+            if signum and step < options.steps:
+                raise Stopped(step, saved, signum)
+            if save or due(options.preview_every) or due(options.validate_every):
+                meter.restart_clock()
+
+
+def _steps(
+    config: Config, training: Training, loader: DataLoader, loss_of: LossOf, meter: LossMeter
+) -> Iterator[int]:
+    """Takes one optimizer step after the other and yields its number."""
+    step = training.first_step
+    for batch in loader:
+        per_sample = _descend(batch, loss_of, training, meter, max_grad_norm=config.train.max_grad_norm)
+        meter.add(per_sample, batch["timesteps"], batch["class_ids"])
+        if training.accelerator.sync_gradients:
+            step += 1
+            yield step
+
+
 def _descend(
     batch: Mapping[str, torch.Tensor],
-    loss_of: Callable[[Mapping[str, torch.Tensor]], StepLoss],
+    loss_of: LossOf,
     training: Training,
+    meter: LossMeter,
     *,
     max_grad_norm: float,
 ) -> torch.Tensor:
     """One batch forward and backward, with an optimizer step where accumulation is complete."""
     accelerator = training.accelerator
-    with accelerator.accumulate(training.unet):
+    with accelerator.accumulate(training.denoiser):
         loss, per_sample = loss_of(batch)
         accelerator.backward(loss)
         if accelerator.sync_gradients:
-            accelerator.clip_grad_norm_(training.weights, max_grad_norm)
+            norm = accelerator.clip_grad_norm_(training.denoiser.parameters(), max_grad_norm)
+            meter.add_norm(norm, may_overflow=accelerator.scaler is not None)
         training.optimizer.step()
         training.optimizer.zero_grad()
     if accelerator.sync_gradients:
         training.schedule.step()
         if training.average:
-            training.average.step(training.weights)
+            training.average.step(training.weights.values())
     return per_sample
 
 
-def check_finite(loss: float, step: int, run: Path) -> None:
-    """Raises ValueError, naming the checkpoint that is still good, on a loss that is NaN or infinite."""
-    if not math.isfinite(loss):
-        saved = checkpoints(run)
-        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-        raise ValueError(
-            f"loss must be finite, got {loss} by step {step}; {good}; try a lower train.learning_rate"
-        )
+def check_loss(values: Mapping[str, float], run: Path, *, limit: float) -> None:
+    """Raises ValueError, naming the checkpoint that is still good, on a loss or gradient that is NaN or
+    infinite and on a mean loss above the limit."""
+    loss, norm = values["loss"], values.get("grad_norm") or 0.0
+    if math.isfinite(loss) and loss <= limit and math.isfinite(norm):
+        return
+    saved = checkpoints(run)
+    good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+    rule = f"at most {limit:g} (train.max_loss)" if math.isfinite(loss) and loss > limit else "finite"
+    what, got = ("loss", loss) if rule != "finite" or not math.isfinite(loss) else ("gradient norm", norm)
+    raise ValueError(
+        f"{what} must be {rule}, got {got:.4g} by step {values['step']}; {good}; "
+        "try a lower train.learning_rate in a new run.dir"
+    )
+
+
+def _description(values: Mapping[str, float]) -> str:
+    parts = [f"loss {values['loss']:.4f}", f"{values['images_per_second']:.1f} images/s"]
+    if "held_out_loss" in values:
+        parts.insert(1, f"held out {values['held_out_loss']:.4f}")
+    return "  ".join([*parts, f"{values['memory_gib']:.1f} GiB"])
 
 
 def _progress(*, disable: bool) -> Progress:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers import ControlNetModel, DDPMScheduler
+from diffusers.models.attention_processor import Attention
 from diffusers.training_utils import cast_training_params
-from peft import LoraConfig
+from peft import LoraConfig, TrainableTokensConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
-from ..configs.schema import ModelConfig
-from ..inference.pipeline import load_pipeline
+from ..configs.schema import ModelConfig, TokenConfig
+from ..inference.load import load_pipeline
+from .denoiser import Denoiser
+from .text import text_encoders, tokenizers
 
 TINY_BASE = Path(__file__).parents[1] / "assets" / "tiny-base"
+
+
+@dataclass
+class Networks:
+    """A base with what is trained of it: the pipeline's own modules, and all of them as one to train."""
+
+    pipeline: Any
+    controlnet: ControlNetModel | None
+    denoiser: Denoiser
 
 
 def resolve_base(base: str) -> str:
@@ -20,55 +36,168 @@ def resolve_base(base: str) -> str:
     return str(TINY_BASE) if base == "tiny-base" else base
 
 
-def load_base(base: str) -> StableDiffusionPipeline:
+def load_base(config: ModelConfig) -> Any:
     """The base as a pipeline in float32. Raises ValueError on a base that is not one or lacks a VAE."""
-    return load_pipeline(resolve_base(base), torch_dtype=torch.float32, plain=True)
+    return load_pipeline(
+        resolve_base(config.base), torch_dtype=torch.float32, config=config.base_config, plain=True
+    )
 
 
-def check_method(pipeline: StableDiffusionPipeline, config: ModelConfig) -> None:
-    """Raises ValueError on LoRA targets that match no module of the UNet."""
+def check_method(pipeline: Any, config: ModelConfig) -> None:
+    """Raises ValueError on what the base cannot be trained by: LoRA targets that match no module, a token
+    that is a word already, an initial word that is several."""
     if config.method == "lora":
-        modules = [name for name, _ in pipeline.unet.named_modules()]
-        lost = [
-            target for target in config.lora.targets if not any(name.endswith(target) for name in modules)
-        ]
+        _check_targets("model.lora.targets", config.lora.targets, [("UNet", pipeline.unet)])
+    if config.text_encoder == "lora":
+        encoders = [("text encoder", encoder) for encoder in text_encoders(pipeline)]
+        _check_targets("model.lora.text_encoder_targets", config.lora.text_encoder_targets, encoders)
+    if config.text_encoder == "token":
+        for tokenizer in tokenizers(pipeline):
+            _check_token(tokenizer, config.token)
+
+
+def _check_targets(key: str, targets: list[str], networks: list[tuple[str, Any]]) -> None:
+    for what, network in networks:
+        modules = [name for name, _ in network.named_modules()]
+        lost = [target for target in targets if not any(matches(name, target) for name in modules)]
         if lost:
+            raise ValueError(f"{key} must match modules of the {what}, got {lost} which match none")
+
+
+def matches(name: str, target: str) -> bool:
+    """Whether peft takes a module of that name for a target: its name, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _check_token(tokenizer: Any, config: TokenConfig) -> None:
+    if config.word in tokenizer.get_vocab():
+        raise ValueError(f"model.token.word must be a new word, got {config.word!r} which the tokenizer has")
+    ids = tokenizer(config.initial, add_special_tokens=False).input_ids
+    if len(ids) != 1:
+        raise ValueError(
+            f"model.token.initial must be one token of the tokenizer, got {config.initial!r} with {len(ids)}"
+        )
+
+
+def prepare_networks(
+    pipeline: Any, config: ModelConfig, *, weight_dtype: torch.dtype = torch.float32
+) -> Networks:
+    """Freezes all but what the config trains, adds adapters, token and ControlNet if asked.
+
+    Trained weights are float32, frozen ones weight_dtype, the VAE stays as it is. Networks that have
+    trained weights are in training mode, the others in evaluation mode.
+    """
+    controlnet = None if config.controlnet is None else load_controlnet(pipeline, config.controlnet.source)
+    encoders = text_encoders(pipeline)
+    for network in (pipeline.vae, pipeline.unet, *encoders, controlnet):
+        if network is not None:
+            network.requires_grad_(False).eval()
+    _train_unet(pipeline.unet, config)
+    if config.text_encoder == "token":
+        add_token(pipeline, config.token)
+    for encoder in encoders:
+        _train_text_encoder(encoder, config)
+    if controlnet is not None:
+        controlnet.requires_grad_(True)
+    for network in (pipeline.unet, *encoders, controlnet):
+        if network is not None:
+            _cast_frozen(network, weight_dtype)
+            cast_training_params(network)
+            network.train(any(p.requires_grad for p in network.parameters()))
+    denoiser = Denoiser(
+        pipeline.unet,
+        encoders,
+        controlnet,
+        zero_dropped=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
+        pixels_per_latent=pipeline.vae_scale_factor,
+    )
+    return Networks(pipeline, controlnet, denoiser)
+
+
+def _cast_frozen(network: Any, dtype: torch.dtype) -> None:
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def load_controlnet(pipeline: Any, source: str) -> ControlNetModel:
+    """A ControlNet with the UNet's weights, its outputs zero; or one to go on from."""
+    if source != "unet":
+        try:
+            return ControlNetModel.from_pretrained(source)
+        except OSError as error:
             raise ValueError(
-                f"model.lora.targets must match modules of the UNet, got {lost} which match none"
-            )
+                f"model.controlnet.source must be unet, a ControlNet's folder or a hub id, got {source!r}: "
+                f"{error}"
+            ) from error
+    # one halving of the condition for each of the VAE's
+    channels = (16, 32, 96, 256)[: len(pipeline.vae.config.block_out_channels)]
+    return ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=channels)
 
 
-def prepare_unet(pipeline: StableDiffusionPipeline, config: ModelConfig) -> list[torch.nn.Parameter]:
-    """Freezes all but what the config trains, adds adapters if asked, returns the trained parameters."""
-    for module in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        module.requires_grad_(False)
-    unet = pipeline.unet.train()
+def _train_unet(unet: Any, config: ModelConfig) -> None:
     if config.method == "full":
         unet.requires_grad_(True)
-    else:
-        lora = config.lora
-        unet.add_adapter(
-            LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.targets, init_lora_weights="gaussian"
-            )
-        )
-        cast_training_params(unet)
-    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    elif config.method == "attention":
+        for module in unet.modules():
+            if isinstance(module, Attention):
+                module.requires_grad_(True)
+    elif config.method == "lora":
+        unet.add_adapter(_lora(config, config.lora.targets))
 
 
-def training_schedule(pipeline: StableDiffusionPipeline) -> tuple[torch.Tensor, str]:
+def _train_text_encoder(encoder: Any, config: ModelConfig) -> None:
+    if config.text_encoder == "full":
+        encoder.requires_grad_(True)
+    elif config.text_encoder == "lora":
+        encoder.add_adapter(_lora(config, config.lora.text_encoder_targets))
+
+
+def _lora(config: ModelConfig, targets: list[str]) -> LoraConfig:
+    lora = config.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        init_lora_weights="gaussian",
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+    )
+
+
+def add_token(pipeline: Any, config: TokenConfig) -> None:
+    """Adds a word to every tokenizer and its row to every text encoder, the only one that is trained."""
+    for tokenizer, encoder in zip(tokenizers(pipeline), text_encoders(pipeline), strict=True):
+        (initial,) = tokenizer(config.initial, add_special_tokens=False).input_ids
+        tokenizer.add_tokens([config.word])
+        row = tokenizer.convert_tokens_to_ids(config.word)
+        encoder.resize_token_embeddings(max(len(tokenizer), row + 1), mean_resizing=False)
+        weight = encoder.get_input_embeddings().weight
+        weight.requires_grad_(False)
+        weight[row] = weight[initial]
+        encoder.add_adapter(TrainableTokensConfig(target_modules=["token_embedding"], token_indices=[row]))
+
+
+def merge_adapters(network: Any) -> None:
+    """Adds every adapter's weights to the layer it adapts, which takes its place again."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            network.set_submodule(name, layer.get_base_layer())
+    if getattr(network, "peft_config", None):
+        del network.peft_config
+        network._hf_peft_config_loaded = False
+
+
+def checkpoint_gradients(networks: Iterable[Any]) -> None:
+    """Activations are computed again in the backward pass instead of being kept."""
+    for network in networks:
+        enable = getattr(network, "enable_gradient_checkpointing", None)
+        (enable or network.gradient_checkpointing_enable)()
+
+
+def training_schedule(pipeline: Any) -> tuple[torch.Tensor, str]:
     """The base's alphas_cumprod (T,) in float32 and its prediction_type."""
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     return scheduler.alphas_cumprod.float(), scheduler.config.prediction_type
-
-
-def tokenize(pipeline: StableDiffusionPipeline, captions: list[str]) -> torch.Tensor:
-    """Token ids (N, L), padded and cut to the tokenizer's length."""
-    tokenizer = pipeline.tokenizer
-    return tokenizer(
-        captions,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids

@@ -2,73 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from PIL import Image
 
 from ..configs.schema import AuditConfig
-from ..data.catalogue import Catalogue
+from ..data.processes import Processes
 from ..evaluation import contact_sheet
-from ..inference.generate import generate
-from ..inference.pipeline import OffsetStableDiffusionPipeline
-from ..pca import Sampler, StartDistribution
-from .judge import prompts_of, start_of
-from .loop import Training
+from ..inference.pipelines import (
+    OffsetStableDiffusionControlNetPipeline,
+    OffsetStableDiffusionPipeline,
+    OffsetStableDiffusionXLControlNetPipeline,
+    OffsetStableDiffusionXLPipeline,
+)
+from ..pca import StartDistribution
+from .draw import draw, round_robin, start_of
+from .judge import side_by_side
+from .prepare import Part
+from .text import text_encoders
+from .training import Training
 
 PREVIEWS = 16
+GROWTH = "growth.png"  # one row a visit
+SHOWN_IN_GROWTH = 8
+SHIPPED: dict[tuple[int, bool], Any] = {
+    (1, False): OffsetStableDiffusionPipeline,
+    (2, False): OffsetStableDiffusionXLPipeline,
+    (1, True): OffsetStableDiffusionControlNetPipeline,
+    (2, True): OffsetStableDiffusionXLControlNetPipeline,
+}
 
 
 def shipping_pipeline(
-    pipeline: StableDiffusionPipeline, start_distribution: StartDistribution
-) -> OffsetStableDiffusionPipeline:
+    pipeline: Any, start_distribution: StartDistribution | None, *, controlnet: Any = None
+) -> Any:
     """The pipeline that ships, over the same modules."""
+    encoders = len(text_encoders(pipeline))
+    options = (
+        {"requires_safety_checker": False}
+        if encoders == 1
+        else {"force_zeros_for_empty_prompt": pipeline.config.force_zeros_for_empty_prompt}
+    )
     components = {**pipeline.components, "start_distribution": start_distribution}
-    return OffsetStableDiffusionPipeline(**components, requires_safety_checker=False)
-
-
-@contextmanager
-def averaged_weights(training: Training) -> Iterator[None]:
-    """The EMA weights in place of the trained ones, in evaluation mode, for the length of the block."""
-    unet = training.pipeline.unet
-    if training.average:
-        training.average.store(training.weights)
-        training.average.copy_to(training.weights)
-    unet.eval()
-    try:
-        yield
-    finally:
-        unet.train()
-        if training.average:
-            training.average.restore(training.weights)
+    components.pop("controlnet", None)
+    if controlnet is not None:
+        components["controlnet"] = controlnet
+    return SHIPPED[encoders, controlnet is not None](**components, **options)
 
 
 def save_preview(
     training: Training,
+    part: Part,
     start_distribution: StartDistribution,
-    catalogue: Catalogue,
     *,
     step: int,
     run: Path,
     settings: AuditConfig,
+    processes: Processes,
 ) -> None:
-    """Writes samples/step_N.png. All processes may call it; the main one draws."""
-    if training.accelerator.is_main_process:
-        prompts, classes = prompts_of(catalogue, PREVIEWS)
-        with averaged_weights(training):
-            pipeline: Any = shipping_pipeline(training.pipeline, start_distribution)
-            pipeline.to(training.accelerator.device)
-            pictures = generate(
-                pipeline,
-                prompts,
-                class_names=classes,
-                start=start_of(start_distribution),
-                sampler=Sampler(settings.scheduler, settings.steps),
-                guidance_scale=settings.guidance_scale,
-            )
+    """Writes samples/step_N.png and adds a row to samples/growth.png. All processes call it and draw."""
+    networks, accelerator = training.networks, training.accelerator
+    rows = round_robin(part.catalogue, PREVIEWS, again=True)
+    with training.evaluation(), accelerator.autocast():
+        pipeline = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
+        pipeline.to(accelerator.device)
+        pictures = draw(
+            pipeline,
+            part,
+            rows,
+            start=start_of(start_distribution),
+            settings=settings,
+            processes=processes,
+            latents_only=True,
+        )
+    if accelerator.is_main_process:
         folder = run / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures, captions=prompts, title=f"step {step}").save(folder / f"step_{step}.png")
-    training.accelerator.wait_for_everyone()
+        captions = [part.catalogue.captions[row] for row in rows]
+        save_picture(
+            contact_sheet(pictures, captions=captions, title=f"step {step}"), folder / f"step_{step}.png"
+        )
+        _grow(folder, pictures[:SHOWN_IN_GROWTH], step=step)
+    accelerator.wait_for_everyone()
+
+
+def save_picture(picture: Image.Image, file: Path) -> None:
+    """Writes a PNG beside its place, then renames it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f"{file.name}.partial")
+    picture.save(beside, format="PNG")
+    beside.replace(file)
+
+
+def _grow(folder: Path, pictures: list[Image.Image], *, step: int) -> None:
+    """Keeps the first pictures of every visit, and lays out all whole visits up to this one as one sheet."""
+    for number, picture in enumerate(pictures):
+        save_picture(picture, folder / "growth" / f"{step}_{number}.png")
+    visits: dict[int, list[Path]] = {}
+    for file in sorted((folder / "growth").glob("*_*.png")):
+        visits.setdefault(int(file.stem.split("_")[0]), []).append(file)
+    rows = {
+        f"step {visit}": [Image.open(file) for file in files]
+        for visit, files in sorted(visits.items())
+        if visit <= step and len(files) == len(pictures)
+    }
+    save_picture(side_by_side(rows, columns=SHOWN_IN_GROWTH), folder / GROWTH)

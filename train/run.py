@@ -2,121 +2,88 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
+import torch
+from accelerate.utils import set_seed
+from filelock import FileLock
 from rich.console import Console
-from rich.progress import Progress
 
-from ..configs import ConfigError, differences
 from ..configs.schema import Config
 from ..data.catalogue import Catalogue
-from ..data.latents import weights_hash
+from ..data.latents import encode_latents, weights_hash
 from ..data.table import catalogue_table
-from ..evaluation import AuditReport, Limits, compare_table
+from ..evaluation import contact_sheet
 from ..evaluation.rules import write_json
-from ..inference.pipeline import load_pipeline
 from ..pca import Sampler, build_scheduler
+from .audits import audit_run, say_result
+from .denoiser import DTYPES
+from .draw import decode, round_robin
 from .export import export_model
-from .judge import (
-    Audited,
-    audit_file,
-    audit_held_out,
-    audit_model,
-    fix_limits,
-    save_audit,
-    side_by_side,
-    start_of,
+from .judge import fix_limits
+from .launch import processes_of, start_accelerator
+from .loop import train
+from .models import Networks, check_method, load_base, prepare_networks, training_schedule
+from .optimizers import check_optimizer
+from .plan import plan_table, start_warning
+from .prepare import (
+    Prepared,
+    buckets_of,
+    check_class_sizes,
+    latents_folder,
+    offset_start,
+    prepare,
+    split_catalogue,
+    transform_of,
 )
-from .loop import set_up, train
-from .metrics import read_metrics
-from .models import check_method, load_base
-from .plan import plan_table
-from .prepare import Prepared, latents_folder, offset_start, prepare, split_catalogue, transform_of
-from .preview import save_preview, shipping_pipeline
-from .report import write_report
+from .preview import save_preview
+from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, start_run
+from .text import text_encoders
+from .text_cache import embeddings_size, should_cache, texts_of
+from .training import set_up
+from .validation import fixed_validation
 
-CONFIG = "config.yaml"
-HELD_OUT, BASE, NOISE, START = (
-    "held-out catalogue",
-    "base model",
-    "from pure noise",
-    "from start distribution",
-)
-
-
-def check_same_config(config: Config) -> None:
-    """Raises ConfigError, listing what differs, if the run's folder was started with another config."""
-    file = Path(config.run.dir) / CONFIG
-    if file.exists() and (changed := differences(yaml.safe_load(file.read_text()), config.to_dict())):
-        raise ConfigError(
-            f"config must be the one that {file.parent} was started with, got differences:\n  "
-            + "\n  ".join(changed)
-        )
-
-
-def start_run(config: Config) -> Path:
-    """The run's folder, made with its config.yaml if it is new."""
-    file = Path(config.run.dir) / CONFIG
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{CONFIG}.partial")
-        beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        beside.replace(file)
-    return file.parent
+DRY_RUN_PICTURES = 16
 
 
 def run_training(config: Config, *, console: Console, dry_run: bool = False) -> Path:
-    """Runs what is left of a run and returns its folder; with dry_run only prints the plan.
+    """Runs what is left of a run and returns its folder; with dry_run prints the plan and trains nothing.
 
     Raises ValueError on anything wrong with config, base or catalogue before a picture is encoded.
     """
     check_same_config(config)
     check_tracker(config.run.tracker)
+    check_optimizer(config.train.optimizer)
     run = Path(config.run.dir)
-    accelerator = Accelerator(
-        mixed_precision=config.train.mixed_precision,
-        gradient_accumulation_steps=config.train.gradient_accumulation,
-        log_with=None if config.run.tracker == "none" else config.run.tracker,
-        project_dir=config.run.dir,
-        # the other processes wait while one encodes or exports
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=12))],
-    )
+    accelerator = start_accelerator(config)
+    stage = Stage(config, run, accelerator, processes_of(accelerator), console)
     set_seed(config.run.seed)
-    pipeline = load_base(config.model.base)
+    pipeline = load_base(config.model)
     check_method(pipeline, config.model)
     build_scheduler(pipeline.scheduler, Sampler(config.run.audit.scheduler, config.run.audit.steps))
     t_min = offset_start(pipeline, config.start)
-    parts = split_catalogue(config)
-    if accelerator.is_main_process:
-        console.print(catalogue_table(*parts))
-        console.print(
-            plan_table(config, pipeline, parts[0], t_min=t_min, processes=accelerator.num_processes)
-        )
+    base_hash = [weights_hash(network) for network in (pipeline.unet, *text_encoders(pipeline))]
+    networks = prepare_networks(pipeline, config.model, weight_dtype=DTYPES[config.train.mixed_precision])
+    parts = split_catalogue(config, processes=stage.processes)
+    cached_text = _announce(stage, networks, parts, t_min=t_min)
     if dry_run:
+        _show_first_pictures(stage, pipeline, parts[0])
         return run
-    with accelerator.main_process_first():
-        prepared = _prepare(config, pipeline, parts, accelerator, t_min=t_min)
+    prepared, lock = _prepare(stage, networks, parts, t_min=t_min, base_hash=base_hash)
     if not (run / "model").exists():
-        _train_and_export(config, pipeline, prepared, accelerator, run=run)
+        _train_and_export(stage, networks, prepared, cached_text=cached_text)
     accelerator.free_memory()
-    if accelerator.is_main_process:
-        if not (run / "audit.json").exists():
-            _judge(config, prepared, run=run, device=str(accelerator.device))
-        names = (HELD_OUT, BASE, NOISE, START)
-        console.print(compare_table({name: AuditReport.load(audit_file(name, run)) for name in names}))
-        console.print(
-            f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}", soft_wrap=True
-        )
-        console.print(f"[bold]picture[/]  {run / 'before_and_after.png'}", soft_wrap=True)
+    if not (run / "audit.json").exists():
+        audit_run(stage, prepared)
+    say_result(stage)
     accelerator.end_training()
+    if lock:
+        lock.release()
     return run
 
 
@@ -126,92 +93,154 @@ def check_tracker(tracker: str) -> None:
         raise ValueError(f"run.tracker must be an installed library, got {tracker!r}: pip install {tracker}")
 
 
+def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogue], *, t_min: int) -> bool:
+    """Checks what can be checked before anything is encoded, prints the plan; whether text is cached."""
+    config, (catalogue, _) = stage.config, parts
+    buckets = buckets_of(catalogue, config.data)
+    check_class_sizes(catalogue, buckets, config.start.components)
+    dtype = DTYPES[config.train.mixed_precision]
+    cached_text = should_cache(
+        config.train.cache_text,
+        frozen=config.model.text_encoder == "frozen",
+        size=embeddings_size(networks.pipeline, catalogue.captions, dtype=dtype),
+        cache_dir=latents_folder(config.data, stage.run),
+    )
+    stage.say(catalogue_table(*parts))
+    stage.say(
+        plan_table(
+            config,
+            networks,
+            catalogue,
+            buckets,
+            t_min=t_min,
+            processes=stage.processes.count,
+            cached_text=cached_text,
+        )
+    )
+    alphas_cumprod, _ = training_schedule(networks.pipeline)
+    if warning := start_warning(alphas_cumprod, offset_from=t_min):
+        stage.say(f"[yellow]warning: {warning}[/]")
+    return cached_text
+
+
+def _show_first_pictures(stage: Stage, pipeline: Any, catalogue: Catalogue) -> None:
+    """The first training pictures as the model will see them, after the VAE, written beside the run."""
+    if stage.processes.is_main:
+        rows, transform = round_robin(catalogue, DRY_RUN_PICTURES), transform_of(stage.config.data)
+        vae = pipeline.vae.to(stage.accelerator.device)
+        pixels = torch.stack([transform(catalogue.image(row)) for row in rows])
+        pictures = decode(vae, torch.cat([encode_latents(part, vae)[0] for part in pixels.split(4)]))
+        file = stage.run.with_name(f"{stage.run.name}_dry_run.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        captions = [catalogue.captions[row] for row in rows]
+        contact_sheet(pictures, captions=captions, title="as training will see them").save(file)
+        stage.say(f"[bold]picture[/]  {file}", soft_wrap=True)
+
+
 def _prepare(
-    config: Config, pipeline: Any, parts: tuple[Catalogue, Catalogue], accelerator: Accelerator, *, t_min: int
-) -> Prepared:
-    """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs."""
+    stage: Stage,
+    networks: Networks,
+    parts: tuple[Catalogue, Catalogue],
+    *,
+    t_min: int,
+    base_hash: list[str],
+) -> tuple[Prepared, FileLock | None]:
+    """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs, and
+    the lock that holds it on the main process."""
+    config, run, processes = stage.config, stage.run, stage.processes
     prepared = prepare(
         config,
-        pipeline,
+        networks.pipeline,
         parts=parts,
         t_min=t_min,
-        cache_dir=latents_folder(config.data, Path(config.run.dir)),
-        device=str(accelerator.device),
+        cache_dir=latents_folder(config.data, run),
+        device=str(stage.accelerator.device),
+        processes=processes,
     )
-    options = config.train
+    options, part = config.train, prepared.train
+    told = json.dumps([part.catalogue.captions, part.catalogue.class_ids.tolist()])
     inputs = {
-        "catalogue": prepared.cache.content_hash,
-        "base": weights_hash(pipeline.unet),
-        "global batch": options.batch_size * options.gradient_accumulation * accelerator.num_processes,
+        "pictures": part.cache.content_hash,
+        "captions and classes": hashlib.sha256(told.encode()).hexdigest(),
+        "base": base_hash,
+        "global batch": options.batch_size * options.gradient_accumulation * processes.count,
     }
-    run = start_run(config)
-    file = run / "inputs.json"
-    if file.exists() and (changed := differences(json.loads(file.read_text()), inputs)):
-        raise ConfigError(f"{run} must go on with what it was started with, got " + "; ".join(changed))
-    if accelerator.is_main_process and not file.exists():
-        prepared.start_distribution.save_pretrained(run / "start_distribution")
-        fix_limits(prepared.train, prepared.cache, pipeline.vae).save(run / "limits.json")
-        write_json(inputs, file)
-    return prepared
+    is_known = check_same_inputs(run, inputs)
+    processes.wait()  # all have looked before one writes
+    lock = None
+    if processes.is_main:
+        start_run(config)
+        lock = hold(run)
+    if not is_known:
+        limits = fix_limits(part, networks.pipeline.vae, processes=processes)
+        if processes.is_main:
+            prepared.start_distribution.save_pretrained(run / "start_distribution")
+            limits.save(run / "limits.json")
+            write_json(inputs, run / INPUTS)
+    processes.wait()
+    return prepared, lock
 
 
-def _train_and_export(
-    config: Config, pipeline: Any, prepared: Prepared, accelerator: Accelerator, *, run: Path
-) -> None:
+def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
+    config, run, accelerator = stage.config, stage.run, stage.accelerator
     if config.run.tracker != "none":
         options = {"wandb": {"mode": os.environ.get("WANDB_MODE", "offline"), "dir": str(run)}}
         accelerator.init_trackers("onbrand", config=_flat(config.to_dict()), init_kwargs=options)
-    training = set_up(config, pipeline, accelerator, run=run)
+    for network in networks.denoiser.networks:
+        network.to(accelerator.device)
+    texts, held_out_texts = (
+        texts_of(
+            networks.pipeline,
+            part.catalogue.captions,
+            cached=cached_text,
+            cache_dir=latents_folder(config.data, run),
+            processes=stage.processes,
+        )
+        for part in (prepared.train, prepared.held_out)
+    )
+    training = set_up(
+        config, networks, accelerator, run=run, warn=lambda text: stage.say(f"[yellow]warning: {text}[/]")
+    )
+    validation = fixed_validation(
+        prepared.held_out,
+        held_out_texts,
+        start_distribution=prepared.start_distribution,
+        pictures=config.train.validation_pictures,
+        batch_size=config.train.batch_size,
+    )
 
     def preview(step: int) -> None:
         save_preview(
             training,
-            prepared.start_distribution,
             prepared.train,
+            prepared.start_distribution,
             step=step,
             run=run,
             settings=config.run.audit,
+            processes=stage.processes,
         )
 
-    train(config, training, prepared, run=run, preview=preview)
-    if accelerator.is_main_process:
-        export_model(training, prepared.start_distribution, run=run, prompt=prepared.train.captions[0])
-    accelerator.wait_for_everyone()
-
-
-def _judge(config: Config, prepared: Prepared, *, run: Path, device: str) -> None:
-    """Audits held-out pictures, the base, and the shipped model from pure noise and from its start."""
-    settings, limits = config.run.audit, Limits.load(run / "limits.json")
-    model = load_pipeline(run / "model").to(device)
-    start = start_of(model.start_distribution)
-    base = shipping_pipeline(load_base(config.model.base), model.start_distribution).to(device)
-    audits: dict[str, Audited] = {
-        HELD_OUT: audit_held_out(
-            prepared.held_out,
-            model.vae,
-            limits=limits,
-            transform=transform_of(config.data),
-            cache_dir=latents_folder(config.data, Path(config.run.dir)),
+    train(
+        config,
+        training,
+        prepared,
+        texts,
+        run=run,
+        preview=preview,
+        validate=lambda: validation.losses(training, prepared.start_distribution),
+    )
+    weights = training.shipped_weights()
+    if stage.processes.is_main:
+        part = prepared.train
+        export_model(
+            config.model,
+            weights,
+            prepared.start_distribution.to("cpu"),
+            run=run,
+            prompt=part.catalogue.captions[0],
+            condition=part.condition.image(0) if part.condition else None,
         )
-    }
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
-        for name, pipeline, how in ((BASE, base, "none"), (NOISE, model, "none"), (START, model, start)):
-            audits[name] = audit_model(
-                pipeline,
-                prepared.held_out,
-                limits=limits,
-                start=how,
-                settings=settings,
-                seed=config.run.seed,
-                advance=lambda count: progress.advance(bar, count),
-            )
-    for name, audited in audits.items():
-        save_audit(audited, name=name, run=run)
-    rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
-    side_by_side(rows).save(run / "before_and_after.png")
-    write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
-    audits[START].report.save(run / "audit.json")
+    stage.processes.wait()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,15 +3,16 @@ resume."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.latents import LatentCache
-
-ORDER, SAMPLE = 0, 1  # what a generator is for: part of its key
+from .order import SAMPLE, seeded
 
 
 @dataclass(frozen=True)
@@ -31,39 +32,44 @@ class TimestepLaw:
         return int(torch.randint(low, high, (), generator=generator))
 
 
-class TrainingSamples(Dataset):
-    """The run's samples in the order they are trained on: sample g is position g % n of epoch g // n.
+class Texts(Protocol):
+    """What the denoiser reads of each caption, by row; None is the empty caption."""
 
-    Everything random about a sample comes from a generator seeded by (seed, epoch, position), the order of an
-    epoch from (seed, epoch); neither depends on the number of processes. Items are dictionaries of
-    `latents (C, H, W)` (scaled), `noise (C, H, W)`, `timesteps ()`, `class_ids ()`, `input_ids (L,)`.
+    def __getitem__(self, row: int | None) -> dict[str, Tensor]: ...
+
+
+class TrainingSamples(Dataset):
+    """The run's samples in the order they are trained on.
+
+    order: (N, 3) of epoch, position in the epoch's order and row. Everything random about a sample comes
+    from a generator seeded by (seed, epoch, position), whatever the number of processes. Items are
+    dictionaries of `latents (C, H, W)` (scaled), `noise (C, H, W)`, `timesteps ()`, `class_ids ()`,
+    `dropped ()`, the caption's tokens or embeddings and, if condition is given, `condition (3, h, w)`.
     """
 
     def __init__(
         self,
         cache: LatentCache,
-        class_ids: torch.Tensor,
-        input_ids: torch.Tensor,
+        class_ids: Tensor,
+        texts: Texts,
         *,
-        no_caption_ids: torch.Tensor,
-        total: int,
+        order: Tensor,
         seed: int,
         timesteps: TimestepLaw,
         caption_dropout: float,
         sample_posterior: bool = False,
+        condition: Callable[[int], Tensor] | None = None,
     ) -> None:
-        self.cache, self.class_ids, self.input_ids = cache, class_ids, input_ids
-        self.no_caption_ids, self.total, self.seed = no_caption_ids, total, seed
+        self.cache, self.class_ids, self.texts = cache, class_ids, texts
+        self.order, self.seed = order, seed
         self.timesteps, self.caption_dropout = timesteps, caption_dropout
-        self.sample_posterior = sample_posterior
-        self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
+        self.sample_posterior, self.condition = sample_posterior, condition
 
     def __len__(self) -> int:
-        return self.total
+        return len(self.order)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        epoch, position = divmod(index, len(self.class_ids))
-        row = int(self._order_of(epoch)[position])
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        epoch, position, row = self.order[index].tolist()
         generator = seeded(SAMPLE, self.seed, epoch, position)
         latents = self.cache.mean(row)
         noise = torch.randn(latents.shape, generator=generator)
@@ -71,22 +77,12 @@ class TrainingSamples(Dataset):
         dropped = torch.rand((), generator=generator).item() < self.caption_dropout
         if self.sample_posterior:
             latents = latents + self.cache.stds([row])[0] * torch.randn(latents.shape, generator=generator)
-        return {
+        item = {
             "latents": latents,
             "noise": noise,
             "timesteps": torch.tensor(timestep),
             "class_ids": self.class_ids[row],
-            "input_ids": self.no_caption_ids if dropped else self.input_ids[row],
+            "dropped": torch.tensor(dropped),
+            **self.texts[None if dropped else row],
         }
-
-    def _order_of(self, epoch: int) -> torch.Tensor:
-        if self._order[0] != epoch:
-            generator = seeded(ORDER, self.seed, epoch)
-            self._order = (epoch, torch.randperm(len(self.class_ids), generator=generator))
-        return self._order[1]
-
-
-def seeded(*key: int) -> torch.Generator:
-    """A CPU generator whose state is a hash of the key."""
-    state = np.random.SeedSequence(key).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
+        return item if self.condition is None else item | {"condition": self.condition(row)}

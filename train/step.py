@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..pca.distribution import StartDistribution
 from ..pca.offset import offset_target
+
+TEXT_AND_CONDITIONS = ("input_ids", "hidden", "pooled", "dropped", "condition")
 
 
 class StepLoss(NamedTuple):
     """The loss to minimise, and each sample's plain mean squared error (B,) for the metrics."""
 
-    loss: torch.Tensor
-    per_sample: torch.Tensor
+    loss: Tensor
+    per_sample: Tensor
 
 
 def training_loss(
-    batch: Mapping[str, torch.Tensor],
+    batch: Mapping[str, Tensor],
     *,
-    unet: torch.nn.Module,
-    text_encoder: torch.nn.Module,
+    denoiser: Callable[..., Tensor],
     start_distribution: StartDistribution,
-    alphas_cumprod: torch.Tensor,
+    alphas_cumprod: Tensor,
     offset_from: int,
     prediction_type: str,
     min_snr_gamma: float | None = None,
 ) -> StepLoss:
     """The piecewise offset loss of one batch; offset_from = T gives the plain loss.
 
-    batch: `latents, noise (B, C, H, W)` with latents scaled, `timesteps, class_ids (B,)`, `input_ids (B, L)`.
-    Source: METHODS 1, eq. 13-15.
+    batch: `latents, noise (B, C, H, W)` with latents scaled, `timesteps, class_ids (B,)`, and what the
+    denoiser reads of captions and condition pictures. Source: METHODS 1, eq. 13-15.
     """
     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
     x_start = start_distribution.project(latents, batch["class_ids"])
@@ -46,8 +48,8 @@ def training_loss(
         offset_from=offset_from,
         prediction_type=prediction_type,
     )
-    encoder_hidden_states = text_encoder(batch["input_ids"])[0]
-    model_pred = unet(noisy_latents, timesteps, encoder_hidden_states).sample
+    conditions = {key: batch[key] for key in TEXT_AND_CONDITIONS if key in batch}
+    model_pred = denoiser(noisy_latents, timesteps, **conditions)
     per_sample = F.mse_loss(model_pred.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
     if min_snr_gamma is None:
         return StepLoss(per_sample.mean(), per_sample.detach())
@@ -58,8 +60,8 @@ def training_loss(
 
 
 def min_snr_weights(
-    timesteps: torch.Tensor, *, alphas_cumprod: torch.Tensor, gamma: float, prediction_type: str
-) -> torch.Tensor:
+    timesteps: Tensor, *, alphas_cumprod: Tensor, gamma: float, prediction_type: str
+) -> Tensor:
     """Min-SNR loss weights (B,); the offset leaves them as they are (METHODS 1, identity checks).
 
     min(SNR, gamma) over SNR for epsilon, over SNR + 1 for v_prediction, min(SNR, gamma) itself for sample.

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from onbrand.assets.base import encode
 from onbrand.assets.gate import CLASSIFIER, load_classifier, score
 from onbrand.configs import Config
+from onbrand.configs.schema import ModelConfig
 from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
 from onbrand.inference.generate import generate
 from onbrand.train.models import TINY_BASE, load_base
@@ -19,7 +20,7 @@ from rich.console import Console
 
 @pytest.fixture(scope="module")
 def base() -> StableDiffusionPipeline:
-    return load_base("tiny-base")
+    return load_base(ModelConfig())
 
 
 def test_it_is_small_and_loads_without_us() -> None:

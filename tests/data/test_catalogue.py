@@ -422,6 +422,98 @@ def test_a_class_outside_the_given_names():
         Catalogue([Picture(b"", "text", "mugs")], class_names=["mug"])
 
 
+def test_sizes_are_of_upright_pictures(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for i in range(2):
+        Image.new("RGB", (48, 32), COLOURS[i]).save(
+            tmp_path / f"mug {COLOURS[i]}.png", exif=exif if i else None
+        )
+    catalogue = load(tmp_path)
+    assert catalogue.captions == ["mug lime", "mug red"]
+    assert catalogue.sizes == [(48, 32), (32, 48)]
+    assert catalogue.subset([1]).sizes == [(32, 48)]
+
+
+def test_sizes_that_loading_took_need_no_picture(tmp_path):
+    catalogue = load(shop(tmp_path))
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    assert catalogue.sizes == [(32, 32)] * 4
+
+
+def test_sizes_of_unchecked_pictures_are_taken_once():
+    opened = []
+
+    def draw() -> Image.Image:
+        opened.append(1)
+        return Image.new("RGB", (40, 24))
+
+    catalogue = Catalogue([Picture(draw, "text"), Picture(b"", "text", size=(8, 16))])
+    assert not opened
+    assert catalogue.sizes == catalogue.sizes == [(24, 40), (8, 16)]
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_divide_the_check_and_get_the_same(tmp_path, monkeypatch, together, count):
+    source = shop(tmp_path)
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    alone, opened = load(source), []
+    decode = Picture.open
+    monkeypatch.setattr(Picture, "open", lambda self: opened.append(self.origin) or decode(self))
+    for catalogue in together(count, lambda processes: load(source, processes=processes)):
+        assert catalogue.origins == alone.origins
+        assert catalogue.dropped == alone.dropped
+        assert catalogue.sizes == alone.sizes
+    assert sorted(opened) == sorted([*alone.origins, "metadata.jsonl:2 images/1.png"])
+
+
+def test_an_unreadable_picture_is_fatal_to_all_processes(tmp_path, together):
+    source = shop(tmp_path)
+    for i in (1, 2):
+        (tmp_path / "images" / f"{i}.png").write_bytes(b"")
+    errors = together(2, lambda processes: load(source, on_bad_image="error", processes=processes))
+    message = "picture metadata.jsonl:2 images/1.png must be readable, got an empty file"
+    assert [str(error) for error in errors] == [message] * 2
+
+
+def test_a_word_goes_before_every_prefix():
+    pictures = [
+        Picture(b"", "a red mug", "mug", row=0),
+        Picture(b"", "a mug by <acme>, red", "mug", row=1),
+        Picture(b"", "a shoe", "shoe", row=2),
+        Picture(b"", "a hat like <acme>", "hat", row=3),
+        Picture(b"", "a sock", "sock", row=4),
+    ]
+    whole = Catalogue(pictures, prefixes={"mug": "studio photo", "sock": "by <acme>"})
+    catalogue = whole.prefixed("<acme>")
+    assert catalogue.captions == [
+        "<acme> studio photo, a red mug",
+        "studio photo, a mug by <acme>, red",
+        "<acme>, a shoe",
+        "a hat like <acme>",
+        "by <acme>, a sock",
+    ]
+    assert catalogue.prefixes == {
+        "hat": "<acme>",
+        "mug": "<acme> studio photo",
+        "shoe": "<acme>",
+        "sock": "by <acme>",
+    }
+    assert catalogue.subset([2, 1]).captions == ["<acme>, a shoe", "studio photo, a mug by <acme>, red"]
+    assert catalogue.prefixed("<acme>").captions == catalogue.captions
+    assert catalogue.split(0.5, 0)[0].prefixes == catalogue.prefixes
+    assert whole.captions[2] == "a shoe"
+
+
+def test_a_word_is_held_only_whole():
+    catalogue = Catalogue([Picture(b"", "acmes"), Picture(b"", "acme's")]).prefixed("acme")
+    assert catalogue.captions == ["acme, acmes", "acme's"]
+    with pytest.raises(ValueError, match="word must be some text, got ' '"):
+        catalogue.prefixed(" ")
+
+
 def test_table_counts_kept_and_dropped(tmp_path):
     source = shop(tmp_path)
     for i in (0, 3):

@@ -1,12 +1,19 @@
 """Latents are found by content: encoded once, never stale, equal to a direct encode."""
 
+import hashlib
+import json
+import pickle
+import threading
+
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from onbrand.data import Catalogue, ImageTransform, Picture, cache_latents
+from onbrand.data import Buckets, Catalogue, ImageTransform, Picture, cache_latents
 from onbrand.data.latents import encode_latents, weights_hash
+from onbrand.data.shards import read_entries
 from PIL import Image
+from safetensors.torch import save_file
 
 TRANSFORM = ImageTransform(32, 32)
 
@@ -43,8 +50,8 @@ def counted(vae: AutoencoderKL, monkeypatch, *, fail_after: int | None = None) -
     return vae
 
 
-def noise_image(seed: int, size: int = 32) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+def noise_image(seed: int, height: int = 32, width: int = 32) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def photos(*seeds: int) -> Catalogue:
@@ -195,7 +202,7 @@ def test_a_damaged_shard_is_named(tmp_path, vae):
     cache(photos(0), vae, tmp_path)
     [shard] = tmp_path.rglob("*.safetensors")
     shard.write_bytes(b"\x10")
-    with pytest.raises(ValueError, match=rf"latent shard .*{shard.name} must be readable, got .*; delete it"):
+    with pytest.raises(ValueError, match=rf"cached shard .*{shard.name} must be readable, got .*; delete it"):
         cache(photos(0), vae, tmp_path)
     shard.unlink()
     cache(photos(0), vae, tmp_path)
@@ -212,3 +219,181 @@ def test_changing_what_was_read_does_not_change_the_cache(tmp_path, vae):
     before = latents.mean(0)
     latents.mean(0).zero_()
     assert torch.equal(latents.mean(0), before)
+
+
+def test_shards_written_by_earlier_versions_are_found(tmp_path, vae):
+    catalogue = photos(0, 1)
+    recipe = f"{weights_hash(vae)} {json.dumps(TRANSFORM.to_dict(), sort_keys=True)}"
+    folder = tmp_path / hashlib.sha256(recipe.encode()).hexdigest()[:16]
+    folder.mkdir()
+    keys = [catalogue.fingerprint(i) for i in range(2)]
+    mean, std = torch.randn(2, 4, 16, 16), torch.rand(2, 4, 16, 16)
+    header = {"pictures": json.dumps(keys)}
+    save_file({"mean": mean, "std": std}, folder / "shard-0123456789ab.safetensors", metadata=header)
+    latents = cache(catalogue, vae, tmp_path)
+    assert vae.encoded == 0
+    assert torch.equal(latents.means([0, 1]), mean)
+    assert torch.equal(latents.stds([0, 1]), std)
+    known = hashlib.sha256(" ".join([folder.name, *keys]).encode()).hexdigest()
+    assert latents.content_hash == known
+
+
+def test_a_cache_that_was_read_can_be_sent_to_a_worker(tmp_path, vae):
+    latents = cache(photos(0, 1), vae, tmp_path)
+    means = latents.means([0, 1])
+    sent = pickle.loads(pickle.dumps(latents))
+    assert torch.equal(sent.means([0, 1]), means)
+    assert sent.content_hash == latents.content_hash
+
+
+@pytest.mark.parametrize(("size", "batch"), [(64, 16), (512, 8), (1024, 2), (2048, 1)])
+def test_fewer_large_pictures_are_encoded_at_a_time(tmp_path, monkeypatch, size, batch):
+    seen = []
+
+    def flat(pixels, vae):
+        seen.append(len(pixels))
+        return torch.zeros(len(pixels), 4, 1, 1), torch.ones(len(pixels), 4, 1, 1)
+
+    monkeypatch.setattr("onbrand.data.latents.encode_latents", flat)
+    colours = [Picture(Image.new("RGB", (8, 8), (i, 0, 0)), "text") for i in range(batch + 1)]
+    cache(Catalogue(colours), tiny_vae(), tmp_path, ImageTransform(size, size))
+    assert seen == [batch, 1]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_encode_each_picture_once_and_get_the_same(tmp_path, monkeypatch, together, count):
+    catalogue = photos(*range(7), 3)
+    vaes = [counted(tiny_vae(), monkeypatch) for _ in range(count)]
+
+    def work(processes):
+        own = vaes[processes.index]
+        return cache(catalogue, own, tmp_path, batch_size=1, shard_size=2, processes=processes)
+
+    caches = together(count, work)
+    assert sum(vae.encoded for vae in vaes) == 7
+    assert max(vae.encoded for vae in vaes) - min(vae.encoded for vae in vaes) <= 1
+    alone = cache(catalogue, tiny_vae(), tmp_path / "alone", batch_size=1)
+    for latents in caches:
+        assert latents.content_hash == alone.content_hash
+        assert torch.equal(latents.means(range(8)), alone.means(range(8)))
+        assert torch.equal(latents.stds(range(8)), alone.stds(range(8)))
+    together(count, work)
+    assert sum(vae.encoded for vae in vaes) == 7
+
+
+def test_one_process_goes_on_where_several_were(tmp_path, vae, monkeypatch, together):
+    vaes = [counted(tiny_vae(), monkeypatch) for _ in range(2)]
+    together(2, lambda processes: cache(photos(0, 1), vaes[processes.index], tmp_path, processes=processes))
+    cache(photos(*range(4)), vae, tmp_path)
+    assert vae.encoded == 2
+
+
+def test_a_picture_that_fails_in_one_process_ends_them_all(tmp_path, vae, together):
+    pictures = [*photos(0, 1, 2).pictures, Picture(tmp_path / "gone.png", "text", origin="gone.png")]
+    errors = together(2, lambda processes: cache(Catalogue(pictures), vae, tmp_path, processes=processes))
+    assert [str(error) for error in errors] == ["picture gone.png must be readable, got no such file"] * 2
+
+
+def test_processes_agree_on_what_is_missing(tmp_path, monkeypatch, together):
+    """One looks before another run writes picture 0, one after it."""
+    vae, here = tiny_vae(), threading.local()
+    cache(photos(0), vae, tmp_path)
+
+    def look(folder):
+        looked, here.looked = here.looked, True
+        return read_entries(folder) if looked else {}
+
+    monkeypatch.setattr("onbrand.data.latents.read_entries", look)
+
+    def work(processes):
+        here.looked = not processes.is_main
+        return cache(photos(0, 1, 2), vae, tmp_path, processes=processes)
+
+    assert [len(latents) for latents in together(2, work)] == [3, 3]
+
+
+def test_latents_that_do_not_arrive_are_an_error(tmp_path, vae, together):
+    """As on two machines that do not share the folder."""
+    errors = together(
+        2,
+        lambda processes: cache(photos(0, 1), vae, tmp_path / str(processes.index), processes=processes),
+    )
+    for error, lost in zip(errors, ("1.png", "0.png"), strict=True):
+        assert f"latents of picture {lost} must be in {tmp_path}" in str(error)
+        assert "once encoded, got none: all processes must see the same cache folder" in str(error)
+
+
+MIXED = Buckets([(32, 32), (48, 32), (32, 48)], torch.tensor([0, 1, 2, 1, 0]))
+
+
+def mixed() -> Catalogue:
+    forms = [(32, 32), (60, 40), (40, 60), (48, 32), (32, 32)]
+    return Catalogue([Picture(noise_image(i, *form), "text", row=i) for i, form in enumerate(forms)])
+
+
+def test_each_picture_is_encoded_at_its_buckets_size(tmp_path, vae):
+    catalogue = mixed()
+    latents = cache(catalogue, vae, tmp_path, buckets=MIXED)
+    assert vae.encoded == 5
+    assert latents.latent_shape == (4, 16, 16)
+    for i, bucket in enumerate(MIXED.bucket_ids.tolist()):
+        height, width = MIXED.sizes[bucket]
+        pixels = ImageTransform(height, width)(catalogue.image(i))[None]
+        mean, std = encode_latents(pixels, vae)
+        assert latents.shape_of(i) == latents.mean(i).shape == (4, height // 2, width // 2)
+        torch.testing.assert_close(latents.mean(i), mean[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(latents.stds([i]), std, atol=1e-5, rtol=1e-5)
+    assert latents.means(MIXED.of((48, 32))).shape == (2, 4, 24, 16)
+
+
+def test_rows_of_several_buckets_are_not_read_together(tmp_path, vae):
+    latents = cache(mixed(), vae, tmp_path, buckets=MIXED)
+    message = r"read together must be of one bucket, got latents of \[\(4, 16, 16\), \(4, 24, 16\)\]"
+    for read in (latents.means, latents.stds):
+        with pytest.raises(ValueError, match=message):
+            read([0, 1])
+
+
+def test_buckets_find_what_is_cached_at_their_size(tmp_path, vae):
+    cache(mixed(), vae, tmp_path)
+    plain = cache(mixed(), vae, tmp_path)
+    bucketed = cache(mixed(), vae, tmp_path, buckets=MIXED)
+    assert vae.encoded == 5 + 3
+    assert bucketed.content_hash != plain.content_hash
+    assert torch.equal(bucketed.mean(4), plain.mean(4))
+
+
+def test_another_assignment_is_another_content(tmp_path, vae):
+    turned = Buckets(MIXED.sizes, torch.tensor([0, 2, 1, 1, 0]))
+    one, other = (cache(mixed(), vae, tmp_path, buckets=buckets) for buckets in (MIXED, turned))
+    assert one.content_hash != other.content_hash
+    assert other.shape_of(1) == (4, 16, 24)
+
+
+def test_equal_pictures_in_two_buckets_are_two_latents(tmp_path, vae):
+    buckets = Buckets([(32, 32), (48, 32)], torch.tensor([0, 1]))
+    latents = cache(photos(0, 0), vae, tmp_path, buckets=buckets)
+    assert vae.encoded == 2
+    assert [latents.shape_of(i) for i in range(2)] == [(4, 16, 16), (4, 24, 16)]
+
+
+def test_processes_share_buckets(tmp_path, monkeypatch, together):
+    vaes = [counted(tiny_vae(), monkeypatch) for _ in range(2)]
+    caches = together(
+        2,
+        lambda processes: cache(
+            mixed(), vaes[processes.index], tmp_path, buckets=MIXED, processes=processes, batch_size=1
+        ),
+    )
+    assert sorted(vae.encoded for vae in vaes) == [2, 3]
+    alone = cache(mixed(), tiny_vae(), tmp_path / "alone", buckets=MIXED, batch_size=1)
+    for latents in caches:
+        assert latents.content_hash == alone.content_hash
+        assert all(torch.equal(latents.mean(i), alone.mean(i)) for i in range(5))
+    rows = [len(read_entries(folder)) for folder in tmp_path.iterdir() if folder.name != "alone"]
+    assert sorted(rows) == [1, 2, 2]
+
+
+def test_buckets_of_other_pictures(tmp_path, vae):
+    with pytest.raises(ValueError, match="buckets must be of 2 pictures, got 5"):
+        cache(photos(0, 1), vae, tmp_path, buckets=MIXED)

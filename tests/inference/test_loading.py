@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
+from onbrand.inference import (
+    OffsetStableDiffusionPipeline,
+    OffsetStableDiffusionXLPipeline,
+    load_pipeline,
+)
 from onbrand.pca import StartDistribution, vae_fingerprint
+from safetensors.torch import save_file
 
 
 def quiet(pipe):
@@ -102,18 +107,59 @@ def test_a_vae_swapped_in_the_folder_is_noticed(checkpoint, tiny, tmp_path):
         load_pipeline(swapped)
 
 
-def test_a_single_file_is_read_through_diffusers(tiny, tiny_base, tmp_path, monkeypatch):
+@pytest.fixture
+def single_file(tiny, tmp_path, monkeypatch):
+    """Writes a file with these tensor names and has diffusers read these components out of it."""
+
+    def write(parts, *names, suffix=".safetensors"):
+        file = tmp_path / f"model{suffix}"
+        if suffix == ".safetensors":
+            save_file({name: torch.zeros(1) for name in names}, file)
+        else:
+            torch.save({name: torch.zeros(1) for name in names}, file)
+        monkeypatch.setattr(
+            "diffusers.loaders.single_file.load_single_file_sub_model", lambda *, name, **kwargs: parts[name]
+        )
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_single_file_is_read_through_diffusers(tiny, tiny_base, single_file, suffix):
     parts = tiny.make_components()
-    file = tmp_path / "model.safetensors"
-    parts["unet"].save_pretrained(tmp_path)
-    shutil.move(tmp_path / "diffusion_pytorch_model.safetensors", file)
-    monkeypatch.setattr(
-        "diffusers.loaders.single_file.load_single_file_sub_model", lambda *, name, **kwargs: parts[name]
-    )
-    loaded = load_pipeline(file, config=tiny_base)
-    assert isinstance(loaded, OffsetStableDiffusionPipeline)
+    loaded = load_pipeline(single_file(parts, "model.weight", suffix=suffix), config=tiny_base)
+    assert type(loaded) is OffsetStableDiffusionPipeline
     assert loaded.unet is parts["unet"]
     assert loaded.start_distribution is None
+
+
+def test_the_config_tells_the_kind_of_a_single_file(tiny, single_file, tmp_path):
+    parts = tiny.make_xl_components()
+    file = single_file(parts, "model.weight")
+    loaded = load_pipeline(file, config=tiny.save_xl_base(tmp_path / "xl"))
+    assert type(loaded) is OffsetStableDiffusionXLPipeline
+    assert loaded.text_encoder_2 is parts["text_encoder_2"]
+
+
+def test_the_config_of_a_single_file_may_have_a_start_distribution(tiny, single_file, checkpoint):
+    loaded = load_pipeline(single_file(tiny.make_components(), "model.weight"), config=checkpoint)
+    assert loaded.start_distribution is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("conditioner.embedders.0.weight", OffsetStableDiffusionXLPipeline),
+        ("cond_stage_model.weight", OffsetStableDiffusionPipeline),
+    ],
+)
+def test_the_tensors_of_a_single_file_tell_its_kind_without_a_config(single_file, monkeypatch, name, kind):
+    read = []
+    monkeypatch.setattr(kind, "from_single_file", lambda path, **options: read.append((path, options)))
+    file = single_file({}, "model.weight", name)
+    load_pipeline(file, torch_dtype=torch.float16)
+    assert read == [(str(file), {"torch_dtype": torch.float16, "start_distribution": None})]
 
 
 def change_index(folder, target, **changes):
@@ -153,7 +199,8 @@ def test_a_folder_without_a_vae_is_refused(tiny_base, tmp_path):
 
 
 def test_another_kind_of_pipeline_is_refused(tiny_base, tmp_path):
-    xl = {"text_encoder_2": ["transformers", "CLIPTextModel"], "_class_name": "StableDiffusionXLPipeline"}
-    folder = change_index(tiny_base, tmp_path / "xl", **xl)
-    with pytest.raises(ValueError, match="Stable Diffusion 1 or 2 pipeline, got StableDiffusionXLPipeline"):
+    flux = {"unet": None, "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    folder = change_index(tiny_base, tmp_path / "flux", **flux, _class_name="FluxPipeline")
+    match = "must be of Stable Diffusion 1, 2 or XL, with or without ControlNet, got FluxPipeline in"
+    with pytest.raises(ValueError, match=match):
         load_pipeline(folder)

@@ -1,5 +1,7 @@
 """A chosen picture, fitted to the frame and encoded."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -46,3 +48,13 @@ def test_latents_are_the_vaes_scaled_mean(tiny, transform):
     latents = encode_pictures([image, image], vae, height=32, width=32, transform=transform)
     assert latents.shape == (2, *tiny.LATENT_SHAPE)
     torch.testing.assert_close(latents[1:], encode_mean(vae, pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_a_vae_that_asks_for_it_encodes_in_float32(tiny):
+    half = tiny.make_vae(force_upcast=True).half()
+    rounded = copy.deepcopy(half).float()
+    latents = encode_pictures(two_tone(32, 32), half, height=32, width=32)
+    assert torch.equal(latents, encode_pictures(two_tone(32, 32), rounded, height=32, width=32))
+    assert half.dtype == torch.float16
+    plain = tiny.make_vae(force_upcast=False).half()
+    assert not torch.equal(encode_pictures(two_tone(32, 32), plain, height=32, width=32), latents)

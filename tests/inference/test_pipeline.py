@@ -206,11 +206,23 @@ def test_half_precision_keeps_float32_statistics(tiny, distribution):
     assert torch.isfinite(seen).all()
 
 
-def test_another_size_is_refused(pipe):
-    with pytest.raises(ValueError, match="must be 32 x 32, the size of the start, got 64 x 32"):
+def test_another_size_is_refused(pipe, tiny):
+    match = "height and width must be 32 x 32 as in the start distribution, got 64 x 32"
+    with pytest.raises(ValueError, match=match):
         pipe("a mug", height=64)
-    with pytest.raises(ValueError, match=r"latents must be shaped \(B, 4, 8, 8\), got"):
+    with pytest.raises(ValueError, match=match):
         pipe("a mug", height=64, start_image=Image.new("RGB", (64, 64)), project_start=True)
+    with pytest.raises(ValueError, match="must be 32 x 32, the size of the start, got 64 x 32"):
+        pipe("a mug", height=64, x_start=noise_of(tiny, 1))
+
+
+def test_pure_noise_and_chosen_pictures_may_be_of_any_size(pipe, reached, tiny, components):
+    assert reached(pipe, "a mug", height=64, start="none").shape == (1, 4, 16, 8)
+    image = Image.new("RGB", (64, 64))
+    seen = reached(pipe, "a mug", width=64, start_image=image, generator=seeded())
+    encoded = encode_pictures(image, components["vae"], height=32, width=64)
+    noise = torch.randn(1, 4, 8, 16, generator=seeded())
+    torch.testing.assert_close(seen, expected(pipe, encoded, noise), atol=1e-5, rtol=1e-5)
 
 
 def test_no_class_and_contradictions_are_refused_before_the_network_runs(pipe, plain):

@@ -148,8 +148,8 @@ def test_the_travelling_file_imports_nothing_of_ours():
 def test_a_newer_format_is_refused(tmp_path):
     fit()[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 2}))
-    with pytest.raises(ValueError, match="format_version must be at most 1 here, got 2"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 3}))
+    with pytest.raises(ValueError, match="format_version must be at most 2 here, got 3"):
         StartDistribution.from_pretrained(tmp_path)
 
 

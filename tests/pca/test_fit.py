@@ -1,5 +1,8 @@
 """Statistics against scikit-learn's exact PCA."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +121,59 @@ def test_bad_input_is_refused():
     refuse(r"latents must share one shape", [(x, ids), (x[:, :1], ids)], None)
     refuse(r"latents must hold at least one picture, got none", [], None)
     refuse(r"iterated more than once, got generator", ((x, ids) for _ in range(1)), None)
+
+
+def test_a_class_may_lack_pictures_if_allowed():
+    x, ids = pictures(6), torch.zeros(6).long()
+    mean, components, variances, counts = fit_statistics(
+        x, ids, class_names=["mug", "shoe"], components=2, allow_empty=True
+    )
+    alone = fit_statistics(x, ids, class_names=["mug"], components=2)
+    for found, expected in zip((mean, components, variances), alone[:3], strict=True):
+        assert torch.equal(found[0], expected[0])
+        assert not found[1].any()
+    assert counts == [6, 0]
+    refuse("latents must hold at least one picture, got none", x[:0], ids[:0], allow_empty=True)
+
+
+def in_processes(shares, **options):
+    """fit_statistics in one thread a share, each with a `reduce` that sums over all of them."""
+    barrier = threading.Barrier(len(shares), timeout=20)
+    slots = [None] * len(shares)
+
+    def run(rank):
+        def reduce(tensor):
+            assert tensor.dtype in (torch.float64, torch.int64)
+            slots[rank] = tensor
+            barrier.wait()
+            total = sum(slots[1:], slots[0])
+            barrier.wait()
+            return total
+
+        x, ids = shares[rank]
+        return fit_statistics(x, ids, class_names=["mug", "shoe"], reduce=reduce, **options)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(run, range(len(shares))))
+
+
+@pytest.mark.parametrize("empty", [pictures(1)[:0], []], ids=["a tensor of none", "no batches"])
+def test_shares_of_the_pictures_give_what_one_process_gets(empty):
+    x, ids = pictures(30), torch.arange(30) % 2
+    whole = fit_statistics(x, ids, class_names=["mug", "shoe"])
+    shares = [(x[:7], ids[:7]), (x[7:], ids[7:]), (empty, ids[:0])]
+    for found in in_processes(shares):
+        torch.testing.assert_close(found.mean, whole.mean, atol=1e-7, rtol=0)
+        assert found.counts == whole.counts
+
+
+def test_bad_shares_are_refused():
+    x, ids = pictures(6), torch.arange(6) % 2
+    with pytest.raises(
+        ValueError, match="components must be 0 where processes share out the pictures, got 2"
+    ):
+        in_processes([(x, ids)], components=2)
+    with pytest.raises(ValueError, match=r"must share one shape, got \(2, 3, 4\) and others in other proc"):
+        in_processes([(x, ids), (x[..., :2], ids)])
+    with pytest.raises(ValueError, match="latents must hold at least one picture, got none"):
+        in_processes([([], None), ([], None)])

@@ -1,22 +1,38 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from onbrand.configs import Config, ConfigError
+from onbrand.configs.schema import ModelConfig
+from onbrand.data.processes import Processes
 from onbrand.inference import load_pipeline
 from onbrand.train import loop
 from onbrand.train.checkpoint import checkpoints, step_of
 from onbrand.train.metrics import read_metrics, rewind_metrics
 from onbrand.train.models import load_base
-from onbrand.train.run import check_tracker, run_training, start_run
+from onbrand.train.run import check_tracker, run_training
+from onbrand.train.stage import start_run
 from rich.console import Console
 from safetensors.torch import load_file
 
 QUIET = Console(quiet=True)
 MakeConfig = Callable[..., Config]
+
+
+class TwoInName(Processes):
+    """One process that says it is one of two."""
+
+    def __init__(self) -> None:
+        super().__init__(count=2, gather=lambda part: part * 2)
+
+    def share(self, items: Sequence) -> list:
+        return list(items)
+
+    def map(self, function: Callable, items: Sequence, **_: object) -> list:
+        return [function(item) for item in items]
 
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
@@ -39,7 +55,7 @@ def test_a_run_leaves_everything_it_promises(make_config: MakeConfig, tiny_base:
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["loss"] > 0 for row in rows)
-    before = load_base(str(tiny_base)).unet.state_dict()
+    before = load_base(ModelConfig(base=str(tiny_base))).unet.state_dict()
     assert any(not torch.equal(before[key], value) for key, value in weights_of(run).items())
     shipped = load_pipeline(run / "model")
     assert shipped.start_distribution.class_names[0] == "bag"
@@ -68,17 +84,17 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, tmp_path
     }
     whole = run_training(make_config(run__dir=tmp_path / "whole", **options), console=QUIET)
     config = make_config(run__dir=tmp_path / "broken", **options)
-    original = loop.check_finite
+    original = loop.check_loss
 
-    def power_cut(loss: float, step: int, run: Path) -> None:
-        if step == 4:
+    def power_cut(values: dict, run: Path, *, limit: float) -> None:
+        if values["step"] == 4:
             raise KeyboardInterrupt
-        original(loss, step, run)
+        original(values, run, limit=limit)
 
-    monkeypatch.setattr(loop, "check_finite", power_cut)
+    monkeypatch.setattr(loop, "check_loss", power_cut)
     with pytest.raises(KeyboardInterrupt):
         run_training(config, console=QUIET)
-    monkeypatch.setattr(loop, "check_finite", original)
+    monkeypatch.setattr(loop, "check_loss", original)
     assert [step_of(path) for path in checkpoints(tmp_path / "broken")] == [2]
     broken = run_training(config, console=QUIET)
     first, second = weights_of(whole), weights_of(broken)
@@ -97,7 +113,7 @@ def test_a_run_with_another_config_stops_and_says_what_differs(make_config: Make
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("pictures", r"catalogue: .* -> "), ("batch", r"global batch: 4 -> 8"), ("base", r"base: .* -> ")],
+    [("pictures", r"pictures: .* -> "), ("batch", r"global batch: 4 -> 8"), ("base", r"base: .* -> ")],
 )
 def test_a_run_goes_on_only_with_what_it_was_started_with(
     make_config: MakeConfig,
@@ -112,7 +128,7 @@ def test_a_run_goes_on_only_with_what_it_was_started_with(
     if change == "pictures":
         monkeypatch.setattr("onbrand.data.studio.STUDIO_VERSION", 2)
     elif change == "batch":
-        monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+        monkeypatch.setattr("onbrand.train.run.processes_of", lambda accelerator: TwoInName())
     else:
         unet = tiny.make_unet(seed=1)
         unet.save_pretrained(base / "unet")
@@ -159,7 +175,7 @@ def test_lora_run_ships_merged_weights_and_its_adapters(make_config: MakeConfig,
     assert (run / "lora" / "pytorch_lora_weights.safetensors").exists()
     merged = weights_of(run)
     assert not any("lora" in key for key in merged)
-    base = load_base(str(tiny_base))
+    base = load_base(ModelConfig(base=str(tiny_base)))
     changed = [key for key, value in base.unet.state_dict().items() if not torch.equal(value, merged[key])]
     assert changed
     assert all("attn" in key for key in changed)

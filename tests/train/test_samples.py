@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from onbrand.train.samples import TimestepLaw, TrainingSamples, seeded
+from onbrand.train.order import seeded, training_order
+from onbrand.train.samples import TimestepLaw, TrainingSamples
 from torch.utils.data import DataLoader, Subset
+
+PICTURES = 10
 
 
 class FakeCache:
@@ -15,41 +18,89 @@ class FakeCache:
         return torch.full((len(indices), 1, 2, 2), 0.5)
 
 
-def make_samples(*, total: int = 40, seed: int = 0, **options: object) -> TrainingSamples:
+class FakeTexts:
+    """Token ids that say which caption they are; 0 is the empty one."""
+
+    def __getitem__(self, row: int | None) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.tensor([[0 if row is None else row + 100]])}
+
+
+def make_samples(*, total: int = 40, seed: int = 0, per_step: int = 4, **options: object) -> TrainingSamples:
     defaults = {"timesteps": TimestepLaw(1000, 941), "caption_dropout": 0.25}
-    return TrainingSamples(
-        FakeCache(),
-        torch.arange(10) % 3,
-        torch.arange(10)[:, None] + 100,
-        no_caption_ids=torch.tensor([0]),
-        total=total,
+    class_ids = torch.arange(PICTURES) % 3
+    order = training_order(
+        class_ids,
+        torch.zeros(PICTURES, dtype=torch.long),
+        draws=options.pop("draws", None),
         seed=seed,
-        **{**defaults, **options},
+        steps=total // per_step,
+        per_step=per_step,
     )
+    return TrainingSamples(FakeCache(), class_ids, FakeTexts(), order=order, seed=seed, **defaults | options)
 
 
-def test_an_epoch_shows_every_picture_once_in_an_order_of_its_own() -> None:
+def row_of(item: dict[str, torch.Tensor]) -> int:
+    return int(item["latents"][0, 0, 0])
+
+
+def test_samples_come_in_the_given_order() -> None:
     samples = make_samples()
-    epochs = [[int(samples[e * 10 + i]["latents"][0, 0, 0]) for i in range(10)] for e in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+    assert len(samples) == 40
+    assert [row_of(samples[i]) for i in range(40)] == samples.order[:, 2].tolist()
+
+
+def test_an_item_says_what_the_step_reads() -> None:
+    item = make_samples(caption_dropout=0.0)[7]
+    row = row_of(item)
+    assert set(item) == {"latents", "noise", "timesteps", "class_ids", "dropped", "input_ids"}
+    assert item["noise"].shape == item["latents"].shape
+    assert (item["timesteps"].dtype, item["dropped"].dtype) == (torch.long, torch.bool)
+    assert int(item["class_ids"]) == row % 3
+    assert item["input_ids"].item() == row + 100
+
+
+def test_a_condition_is_the_pictures_own() -> None:
+    samples = make_samples(condition=lambda row: torch.full((3, 8, 8), row / 10))
+    for i in range(12):
+        assert samples[i]["condition"][0, 0, 0] == pytest.approx(row_of(samples[i]) / 10)
 
 
 def test_draws_do_not_depend_on_who_asks_or_when() -> None:
     one, other = make_samples(), make_samples()
     late = other[33]
+    torch.randn(100)
     for i in range(33):
         one[i]
     for key, value in one[33].items():
         assert torch.equal(value, late[key]), key
 
 
+def test_draws_belong_to_epoch_and_position_not_to_the_place_in_the_run() -> None:
+    """A sample that buckets or another batch size move to another place keeps its draws."""
+    samples = make_samples()
+    moved = make_samples()
+    moved.order = moved.order[torch.arange(39, -1, -1)]
+    for key, value in samples[5].items():
+        assert torch.equal(value, moved[34][key]), key
+
+
 def test_a_picture_seen_twice_gets_two_noises() -> None:
     samples = make_samples()
     rows = {}
     for i in range(20):
-        rows.setdefault(int(samples[i]["latents"][0, 0, 0]), []).append(samples[i]["noise"])
+        rows.setdefault(row_of(samples[i]), []).append(samples[i]["noise"])
+    assert len(rows) == PICTURES
     assert all(not torch.equal(first, second) for first, second in rows.values())
+
+
+def test_a_picture_drawn_twice_in_an_epoch_gets_two_noises() -> None:
+    samples = make_samples(total=8, draws=[1, 1, 8])  # class 2 has three pictures
+    noises = {}
+    for i in range(8):
+        noises.setdefault(row_of(samples[i]), []).append(samples[i]["noise"])
+    again = [noise for noise in noises.values() if len(noise) > 1]
+    assert again
+    assert all(not torch.equal(noise[0], noise[1]) for noise in again)
 
 
 def test_two_processes_see_what_one_process_sees() -> None:
@@ -76,32 +127,42 @@ def test_workers_change_nothing() -> None:
 
 
 def test_another_seed_draws_something_else() -> None:
-    assert not torch.equal(make_samples(seed=0)[0]["noise"], make_samples(seed=1)[0]["noise"])
-
-
-def test_seeds_that_look_alike_are_unrelated() -> None:
-    draws = [
-        torch.randn(8, generator=seeded(*key))
-        for key in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (0, 12), (0, 1, 3)]
-    ]
-    assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
+    one, other = make_samples(seed=0), make_samples(seed=1)
+    assert not torch.equal(one[0]["noise"], other[0]["noise"])
+    assert not torch.equal(one.order, other.order)
 
 
 def test_captions_are_dropped_at_the_stated_rate_and_keep_their_class() -> None:
     samples = make_samples(total=2000)
     items = [samples[i] for i in range(2000)]
-    dropped = [item for item in items if int(item["input_ids"][0]) == 0]
+    dropped = [item for item in items if item["dropped"]]
     assert 0.21 < len(dropped) / 2000 < 0.29
-    assert all(int(item["class_ids"]) == int(item["latents"][0, 0, 0]) % 3 for item in dropped)
+    assert all(item["input_ids"].item() == 0 for item in dropped)
+    assert all(int(item["class_ids"]) == row_of(item) % 3 for item in dropped)
+    kept = [item for item in items if not item["dropped"]]
+    assert all(item["input_ids"].item() == row_of(item) + 100 for item in kept)
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.0, 0), (1.0, 1)])
+def test_captions_are_dropped_never_or_always_if_asked_to(rate: float, share: int) -> None:
+    samples = make_samples(total=200, caption_dropout=rate)
+    assert sum(bool(samples[i]["dropped"]) for i in range(200)) == 200 * share
 
 
 def test_posterior_sampling_adds_the_stated_spread() -> None:
-    spread = [float((make_samples(sample_posterior=True)[i]["latents"] - make_samples()[i]["latents"]).std())
-              for i in range(40)]  # fmt: skip
-    assert 0.3 < np.mean(spread) < 0.6
+    one, other = make_samples(total=400, sample_posterior=True), make_samples(total=400)
+    added = torch.stack([one[i]["latents"] - other[i]["latents"] for i in range(400)])
+    assert abs(float(added.std()) - 0.5) < 0.03
+    assert abs(float(added.mean())) < 0.05
 
 
-@pytest.mark.parametrize(("emphasis", "share"), [(None, 0.059), (0.15, 0.15), (0.5, 0.5)])
+def test_posterior_sampling_leaves_all_other_draws_as_they_are() -> None:
+    one, other = make_samples(sample_posterior=True), make_samples()
+    for key in ("noise", "timesteps", "dropped"):
+        assert all(torch.equal(one[i][key], other[i][key]) for i in range(40)), key
+
+
+@pytest.mark.parametrize(("emphasis", "share"), [(None, 0.059), (0.15, 0.15), (0.5, 0.5), (0.0, 0.0)])
 def test_emphasis_sets_the_share_of_the_offset_range(emphasis: float | None, share: float) -> None:
     law = TimestepLaw(1000, 941, emphasis)
     generator = torch.Generator().manual_seed(0)
@@ -109,8 +170,9 @@ def test_emphasis_sets_the_share_of_the_offset_range(emphasis: float | None, sha
     assert drawn.min() >= 0
     assert drawn.max() <= 999
     assert abs((drawn >= 941).mean() - share) < 0.02
-    inside = drawn[drawn >= 941]
-    assert abs(inside.mean() - 970) < 3
+    for low, high in ((0, 941), (941, 1000)):
+        inside = drawn[(drawn >= low) & (drawn < high)]
+        assert not len(inside) or abs(inside.mean() - (low + high) / 2) < 0.02 * high
 
 
 def test_emphasis_is_nothing_without_an_offset_range() -> None:

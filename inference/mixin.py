@@ -1,21 +1,19 @@
-"""Stable Diffusion pipelines that start from the start distribution they were saved with."""
+"""What turns a pipeline of diffusers into one that starts from its start distribution."""
 
+import functools
+import inspect
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from ..pca import StartDistribution, check_vae
-from .choice import check_choices, choose_start
+from .choice import StartChoice, check_choice, choose_start
 from .noise import Generators, Initializer, draw_noise
 from .picture import encode_pictures
 from .start import at_first_step, start_latents
@@ -24,12 +22,14 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "start_distribution"
 HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
-SINGLE_FILES = (".safetensors", ".ckpt")
 NOT_GIVEN: Any = object()
 
 
 class OffsetPipelineMixin:
-    """Start latents from an optional component `start_distribution`, for pipelines of diffusers."""
+    """Start latents from an optional component `start_distribution`, for pipelines of diffusers.
+
+    A class is made of it by naming it first and diffusers' class second.
+    """
 
     start_distribution: StartDistribution | None
     vae: Any
@@ -39,6 +39,16 @@ class OffsetPipelineMixin:
     register_modules: Any
     register_to_config: Any
     _execution_device: torch.device
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Adds the component to what diffusers reads off a pipeline's class: two lists and a signature."""
+        super().__init_subclass__(**kwargs)
+        if OffsetPipelineMixin in cls.__bases__:
+            plain: Any = cls.__bases__[1]
+            changed: Any = cls
+            changed._optional_components = [*plain._optional_components, COMPONENT]
+            changed._exclude_from_cpu_offload = [*plain._exclude_from_cpu_offload, COMPONENT]
+            changed.__init__ = _with_component(plain.__init__)
 
     def set_start_distribution(self, start_distribution: StartDistribution | None) -> None:
         """Attaches a start distribution after checking that it belongs to this VAE; None detaches it.
@@ -70,15 +80,7 @@ class OffsetPipelineMixin:
         project_start: bool = False,
         x_start: Tensor | None = None,
         noise: Initializer | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        timesteps: list[int] | None = None,
-        sigmas: list[float] | None = None,
-        num_images_per_prompt: int | None = 1,
-        generator: Generators = None,
-        latents: Tensor | None = None,
-        **kwargs: Any,
+        **call: Any,
     ) -> Any:
         """Pictures of the prompts, started at x_start; diffusers' own arguments keep their meaning.
 
@@ -87,54 +89,51 @@ class OffsetPipelineMixin:
         start_image: start from this picture (or one a prompt) instead.
         x_start: start from these scaled latents (one, one a prompt or one a picture) instead.
         project_start: start from the projection of either on the class's components.
-        noise: an initializer, asked once a prompt. generator: on the CPU. latents: handed on as they are.
-        height, width: pixels, those of the start distribution if None.
-        Without a start distribution and any of these arguments this is diffusers' own call.
+        noise: an initializer, asked once a prompt.
+        call: diffusers' own arguments by name. Of these, height and width (pixels) are the start
+        distribution's if None, else the UNet's; latents are handed on; generator must be on the CPU.
+        Without a start distribution and any of the arguments above this is diffusers' own call.
         Raises ValueError on arguments that contradict each other or the start distribution.
         Source: METHODS 1, "Inference start".
         """
-        choices = {
-            "class_name": class_name,
-            "project_start": project_start,
-            "start_image": start_image,
-            "x_start": x_start,
-            "noise": noise,
-        }
-        check_choices(self.start_distribution, latents=latents, start=start, choices=choices)
-        images = num_images_per_prompt or 1
-        is_offset = any(o is not None for o in (self.start_distribution, start_image, x_start, noise))
-        if latents is None and is_offset:
-            height, width = self._size(height, width)
-            prompts = _as_list(prompt, kwargs.get("prompt_embeds"))
-            factor = self.vae_scale_factor
-            shape = (self.vae.config.latent_channels, height // factor, width // factor)
-            eps = draw_noise(len(prompts), images, shape, generator, initializer=noise)
-            if start_image is not None:
-                x_start = self._encode(start_image, height=height, width=width)
-            x_start = choose_start(
-                self.start_distribution,
-                prompts,
-                images,
-                class_name=class_name,
-                start=start,
-                x_start=x_start,
-                project_start=project_start,
-                generator=generator,
-            )
-            schedule = {"timesteps": timesteps, "sigmas": sigmas}
-            latents = self._start_latents(x_start, eps, num_inference_steps, **schedule)
-        return super().__call__(  # type: ignore[misc]
-            prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            sigmas=sigmas,
-            num_images_per_prompt=images,
-            generator=generator,
-            latents=latents,
-            **kwargs,
+        choice = StartChoice(class_name, start, start_image, x_start, project_start, noise)
+        check_choice(self.start_distribution, choice, latents=call.get("latents"))
+        if call.get("latents") is None and (self.start_distribution is not None or choice.replaces_noise):
+            call |= self._start(prompt, choice, **call)
+        return super().__call__(prompt, **call)  # type: ignore[misc]
+
+    def _start(
+        self,
+        prompt: str | list[str] | None,
+        choice: StartChoice,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        prompt_embeds: Tensor | None = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        """The size and the latents to call diffusers with; reads diffusers' own arguments, others apart."""
+        prompts = _as_list(prompt, prompt_embeds)
+        height, width = self._size(height, width)
+        size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
+        shape = (self.vae.config.latent_channels, *size)
+        eps = draw_noise(len(prompts), num_images_per_prompt, shape, generator, initializer=choice.noise)
+        if choice.start_image is not None:
+            encoded = self._encode(choice.start_image, height=height, width=width)
+            choice = choice._replace(start_image=None, x_start=encoded)
+        if self.start_distribution is not None and choice.needs_statistics:
+            _check_size(self.start_distribution, self.vae_scale_factor, height, width)
+        x_start = choose_start(
+            self.start_distribution, prompts, num_images_per_prompt, choice, size=size, generator=generator
         )
+        schedule = {"timesteps": timesteps, "sigmas": sigmas}
+        latents = self._start_latents(x_start, eps, num_inference_steps, **schedule)
+        return {"height": height, "width": width, "latents": latents}
 
     @property
     def latent_area(self) -> int:
@@ -145,7 +144,7 @@ class OffsetPipelineMixin:
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width in pixels, by default the start distribution's, else the UNet's."""
         if self.start_distribution is not None:
-            sides = self.start_distribution.latent_shape[1:]
+            sides = self.start_distribution.sizes[0]
         else:
             sample_size = self.unet.config.sample_size
             sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
@@ -204,85 +203,32 @@ class OffsetPipelineMixin:
         return pipeline
 
 
-class OffsetStableDiffusionPipeline(OffsetPipelineMixin, StableDiffusionPipeline):
-    """diffusers' StableDiffusionPipeline with an optional start distribution."""
+def _with_component(plain_init: Callable[..., None]) -> Callable[..., None]:
+    """diffusers' __init__ with one more optional component, in its signature too."""
 
-    _optional_components: ClassVar = [*StableDiffusionPipeline._optional_components, COMPONENT]
-    _exclude_from_cpu_offload: ClassVar = [*StableDiffusionPipeline._exclude_from_cpu_offload, COMPONENT]
-
+    @functools.wraps(plain_init)
     def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        scheduler: KarrasDiffusionSchedulers,
-        safety_checker: StableDiffusionSafetyChecker | None,
-        feature_extractor: CLIPImageProcessor | None,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-        requires_safety_checker: bool = True,
-        start_distribution: StartDistribution | None = None,
+        self: Any, *components: Any, start_distribution: StartDistribution | None = None, **named: Any
     ) -> None:
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
+        plain_init(self, *components, **named)
         self.set_start_distribution(start_distribution)
 
+    annotation = StartDistribution | None
+    added = inspect.Parameter(COMPONENT, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    signature = inspect.signature(plain_init)
+    changed: Any = __init__
+    changed.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])
+    changed.__annotations__ = {**plain_init.__annotations__, COMPONENT: annotation}
+    return changed
 
-def load_pipeline(
-    path: str | Path,
-    *,
-    torch_dtype: torch.dtype | None = None,
-    config: str | Path | None = None,
-    plain: bool = False,
-) -> OffsetStableDiffusionPipeline:
-    """A pipeline from a diffusers folder (with or without a start distribution), a single file or a hub id.
 
-    torch_dtype: of the models; the start distribution is float32. config: a diffusers folder or hub id of the
-    single file's architecture; if None, diffusers guesses it and asks the hub. plain: a start
-    distribution in the folder is left unread.
-    Raises ValueError on a path that is none of these, and on a folder without a VAE or not of Stable
-    Diffusion 1 or 2.
-    """
-    local, dtype = Path(path), {} if torch_dtype is None else {"torch_dtype": torch_dtype}
-    start: dict[str, Any] = {COMPONENT: None} if plain else {}
-    if local.is_file():
-        if local.suffix not in SINGLE_FILES:
-            raise ValueError(f"model file must end in {' or '.join(SINGLE_FILES)}, got {path}")
-        architecture = {} if config is None else {"config": str(config)}
-        return OffsetStableDiffusionPipeline.from_single_file(str(path), **dtype, **architecture)
-    if local.is_dir():
-        _check_folder(local)
-    elif local.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
-        raise ValueError(f"model must be an existing folder, a single file or a hub id, got {str(path)!r}")
-    try:
-        return OffsetStableDiffusionPipeline.from_pretrained(str(path), **dtype, **start)
-    except OSError as error:
-        if local.is_dir():
-            raise
+def _check_size(distribution: StartDistribution, factor: int, height: int, width: int) -> None:
+    sizes = [(h * factor, w * factor) for h, w in distribution.sizes]
+    if (height, width) not in sizes:
+        expected = " or ".join(f"{h} x {w}" for h, w in sizes)
         raise ValueError(
-            f"model must be an existing folder, a single file or a hub id, got {str(path)!r}: {error}"
-        ) from error
-
-
-def _check_folder(folder: Path) -> None:
-    index_file = folder / StableDiffusionPipeline.config_name
-    if not index_file.is_file():
-        raise ValueError(f"model folder must hold {index_file.name}, got {folder} without it")
-    index = StableDiffusionPipeline.load_config(folder)
-    if (index.get("vae") or [None])[0] is None or not (folder / "vae").is_dir():
-        raise ValueError(f"model folder must hold a VAE, got {folder} without one")
-    if {"text_encoder_2", "transformer"} & set(index):
-        kind = index["_class_name"]
-        raise ValueError(f"model must be a Stable Diffusion 1 or 2 pipeline, got {kind} in {folder}")
+            f"height and width must be {expected} as in the start distribution, got {height} x {width}"
+        )
 
 
 def _as_list(prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> list[Any]:
@@ -299,5 +245,5 @@ def _warn_below_range(first_timestep: int, distribution: StartDistribution) -> N
         warnings.warn(
             f"the sampler's first timestep {first_timestep} lies below {distribution.offset_from}, where "
             "training from the start distribution began: the network never saw such a start there",
-            stacklevel=5,  # the caller of the pipeline
+            stacklevel=6,  # the caller of the pipeline
         )

@@ -1,0 +1,99 @@
+"""Many pictures: seeds, batches, shares and conditions."""
+
+import numpy as np
+import pytest
+import torch
+from onbrand.inference import OffsetStableDiffusionControlNetPipeline, OffsetStableDiffusionPipeline
+from onbrand.inference.generate import batch_that_fits, generate
+from onbrand.pca import Sampler, StartDistribution
+from PIL import Image
+
+SAMPLER = Sampler("DDIMScheduler", 2)
+PROMPTS = ["a mug", "a shoe", "a mug, red", "a shoe, blue", "a hat"]
+CLASSES = ["mug", "shoe", None, None, "shoe"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:the sampler's first timestep")
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    distribution = StartDistribution.fit(
+        torch.randn(20, *tiny.LATENT_SHAPE, generator=torch.Generator().manual_seed(0)) + 1,
+        torch.arange(20) % 2,
+        class_names=["mug", "shoe"],
+        components=2,
+        caption_prefixes={"mug": "a mug", "shoe": "a shoe"},
+    )
+    return OffsetStableDiffusionPipeline(**tiny.make_components(), start_distribution=distribution)
+
+
+@pytest.fixture(scope="module")
+def controlled(tiny, pipe):
+    controlnet = tiny.make_controlnet(pipe.unet, effect=10.0)
+    return OffsetStableDiffusionControlNetPipeline(**pipe.components, controlnet=controlnet)
+
+
+def draw(pipe, prompts=PROMPTS, classes=CLASSES, **options):
+    pictures = generate(pipe, prompts, class_names=classes, sampler=SAMPLER, **options)
+    return np.stack([np.asarray(picture, dtype=int) for picture in pictures])
+
+
+def alike(ours, theirs):
+    """Up to one grey level: sums of a batch may be rounded differently."""
+    return ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1
+
+
+def test_a_picture_depends_on_its_seed_alone(pipe):
+    whole = draw(pipe, seed=7, start="draw")
+    advanced = []
+    assert alike(draw(pipe, seed=7, start="draw", batch_size=2, advance=advanced.append), whole)
+    assert advanced == [2, 2, 1]
+    pipe.set_progress_bar_config(disable=True)
+    second = pipe(
+        PROMPTS[1], start="draw", generator=torch.Generator().manual_seed(8), guidance_scale=3.0,
+        num_inference_steps=2,
+    ).images  # fmt: skip
+    assert alike(np.asarray(second[0], dtype=int), whole[1])
+    assert not alike(whole[:1], draw(pipe, seed=8, start="draw")[:1])
+
+
+def test_processes_that_share_out_the_prompts_draw_what_one_does(pipe):
+    whole = draw(pipe, seed=7, start="draw")
+    for rank in range(2):
+        rows = range(rank, len(PROMPTS), 2)
+        share = draw(
+            pipe, [PROMPTS[i] for i in rows], [CLASSES[i] for i in rows],
+            indices=rows, seed=7, start="draw", batch_size=2,
+        )  # fmt: skip
+        assert alike(share, whole[rank::2])
+
+
+def test_each_prompt_has_its_condition_whatever_the_batches(controlled):
+    images = [Image.linear_gradient("L").rotate(90 * i).convert("RGB") for i in range(4)]
+    images.append(Image.radial_gradient("L").convert("RGB"))
+    whole = draw(controlled, images=images)
+    for size in (1, 2):
+        assert alike(draw(controlled, images=images, batch_size=size), whole)
+    changed = draw(controlled, images=[*images[:3], images[0], images[4]])
+    assert alike(changed[[0, 1, 2, 4]], whole[[0, 1, 2, 4]])
+    assert not alike(changed[3], whole[3])
+
+
+def test_the_pipeline_is_left_as_it_was(pipe):
+    scheduler = pipe.scheduler
+    pipe.set_progress_bar_config(disable=False, desc="own")
+    with pytest.raises(ValueError, match="class_name must be one of mug, shoe, got None"):
+        draw(pipe, classes=[None] * 5)
+    assert pipe.scheduler is scheduler
+    assert pipe._progress_bar_config == {"disable": False, "desc": "own"}
+
+
+def test_lists_of_another_length_are_refused(pipe):
+    short = {"class_names": ["mug"], "images": [Image.new("RGB", (32, 32))], "indices": [0]}
+    for name, values in short.items():
+        with pytest.raises(ValueError, match=f"{name} must be one for each of 5 prompts, got 1"):
+            generate(pipe, PROMPTS, **{name: values})
+
+
+def test_batches_shrink_with_the_pictures():
+    assert [batch_that_fits(side**2) for side in (8, 32, 64, 128, 256)] == [32, 32, 8, 2, 1]

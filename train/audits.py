@@ -1,0 +1,70 @@
+"""The four audits of a finished run, and its report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ..evaluation import AuditReport, Limits, compare_table
+from ..inference.load import load_pipeline
+from .draw import start_of
+from .judge import Audited, audit_file, audit_held_out, audit_model, save_audit, side_by_side
+from .metrics import read_metrics
+from .models import load_base
+from .prepare import Prepared
+from .preview import shipping_pipeline
+from .report import write_report
+from .stage import Stage
+
+HELD_OUT, BASE, NOISE, START = (
+    "held-out catalogue",
+    "base model",
+    "from pure noise",
+    "from start distribution",
+)
+
+
+def audit_run(stage: Stage, prepared: Prepared) -> None:
+    """Audits held-out pictures, the base, and the shipped model from pure noise and from its start.
+
+    The processes share the drawing; the main one writes.
+    """
+    config, run, processes = stage.config, stage.run, stage.processes
+    settings, limits = config.run.audit, Limits.load(run / "limits.json")
+    device = stage.accelerator.device
+    model = load_pipeline(run / "model").to(device)
+    base = shipping_pipeline(load_base(config.model), model.start_distribution).to(device)
+    start = start_of(model.start_distribution)
+    audits: dict[str, Audited] = {
+        HELD_OUT: audit_held_out(prepared.held_out, model.vae, limits=limits, processes=processes)
+    }
+    with Progress(console=Console(stderr=True), transient=True, disable=not processes.is_main) as progress:
+        bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
+        for name, pipeline, how in ((BASE, base, "none"), (NOISE, model, "none"), (START, model, start)):
+            audits[name] = audit_model(
+                pipeline,
+                prepared.held_out,
+                limits=limits,
+                start=how,
+                settings=settings,
+                seed=config.run.seed,
+                processes=processes,
+                advance=lambda count: progress.advance(bar, count * processes.count),
+            )
+    if processes.is_main:
+        for name, audited in audits.items():
+            save_audit(audited, name=name, run=run)
+        rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
+        side_by_side(rows).save(run / "before_and_after.png")
+        write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
+        audits[START].report.save(run / "audit.json")
+    processes.wait()
+
+
+def say_result(stage: Stage) -> None:
+    """Prints the audits of a finished run side by side, and where its files are."""
+    run, names = stage.run, (HELD_OUT, BASE, NOISE, START)
+    if stage.processes.is_main:
+        stage.say(compare_table({name: AuditReport.load(audit_file(name, run)) for name in names}))
+    stage.say(f"[bold]model[/]    {run / 'model'}\n[bold]report[/]   {run / 'report.html'}", soft_wrap=True)
+    stage.say(f"[bold]picture[/]  {run / 'before_and_after.png'}", soft_wrap=True)

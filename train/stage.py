@@ -1,0 +1,84 @@
+"""What every stage of a run is given, and the folder that a run owns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from ..configs import ConfigError, differences, parse_config
+from ..configs.schema import Config
+from ..data.processes import Processes
+
+CONFIG = "config.yaml"
+INPUTS = "inputs.json"
+
+
+@dataclass
+class Stage:
+    """What every stage of a run is given."""
+
+    config: Config
+    run: Path
+    accelerator: Accelerator
+    processes: Processes
+    console: Console
+
+    def say(self, what: Any, **options: Any) -> None:
+        """Prints on the main process alone."""
+        if self.processes.is_main:
+            self.console.print(what, **options)
+
+
+def check_same_config(config: Config) -> None:
+    """Raises ConfigError, listing what differs, if the run's folder was started with another config."""
+    file = Path(config.run.dir) / CONFIG
+    if not file.exists():
+        return
+    # keys that are newer than the run had their defaults then
+    before = parse_config(yaml.safe_load(file.read_text())).to_dict()
+    if changed := differences(before, config.to_dict()):
+        raise ConfigError(
+            f"config must be the one that {file.parent} was started with, got differences:\n  "
+            + "\n  ".join(changed)
+        )
+
+
+def start_run(config: Config) -> Path:
+    """The run's folder, made with its config.yaml if it is new."""
+    file = Path(config.run.dir) / CONFIG
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{CONFIG}.partial")
+        beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        beside.replace(file)
+    return file.parent
+
+
+def hold(run: Path) -> FileLock:
+    """The run's folder for this command alone, until the lock is dropped or the process dies.
+
+    Raises ValueError if another command is at work in it.
+    """
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"run must be trained by one command at a time, got another at work in {run}"
+        ) from None
+    return lock
+
+
+def check_same_inputs(run: Path, inputs: dict[str, Any]) -> bool:
+    """Whether the run has recorded its inputs already. Raises ConfigError if they were others."""
+    file = run / INPUTS
+    if file.exists() and (changed := differences(json.loads(file.read_text()), inputs)):
+        raise ConfigError(f"{run} must go on with what it was started with, got " + "; ".join(changed))
+    return file.exists()

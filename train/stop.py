@@ -1,0 +1,56 @@
+"""Ctrl-C and SIGTERM: the first asks the loop to save and stop, the second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """A run that was asked to stop, after it saved. `exit_code` is the shell's for the signal."""
+
+    def __init__(self, step: int, checkpoint: Any, signum: int) -> None:
+        self.exit_code = 128 + signum
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}, saved in {checkpoint}; "
+            "the same command goes on from there"
+        )
+
+
+class StopRequest:
+    """Remembers the first signal inside its block, and puts the handlers back after it, or at once when the
+    signal came. Outside the main thread it hears nothing."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._remember) for signum in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _remember(self, signum: int, _: FrameType | None) -> None:
+        self.signum = signum
+        self.__exit__()
+
+    def seen(self, accelerator: Accelerator, *, ask_others: bool) -> int:
+        """The signal, 0 if none came. Several processes answer alike, but only when all of them ask."""
+        if accelerator.num_processes == 1:
+            return self.signum
+        if not ask_others:
+            return 0
+        signums = accelerator.gather(torch.tensor([self.signum], device=accelerator.device))
+        return int(signums.max())

@@ -1,0 +1,117 @@
+"""What a training run holds in memory, set up anew or restored from its newest complete checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.distributed.tensor import DTensor
+
+from ..configs.schema import Config
+from .checkpoint import load_average, newest_complete, save_by_name, step_of
+from .metrics import rewind_metrics
+from .models import Networks, checkpoint_gradients
+from .optimizers import build_optimizer
+
+
+@dataclass
+class Training:
+    """A run's state. `denoiser` is the module as accelerate wrapped it, `weights` the trained parameters by
+    name, `average` their EMA."""
+
+    accelerator: Accelerator
+    networks: Networks
+    denoiser: torch.nn.Module
+    weights: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    average: EMAModel | None
+    first_step: int = 0
+
+    def averaged_weights(self) -> dict[str, torch.Tensor] | None:
+        """The averages by name, whole and on the CPU, or None without averaging. All processes call it."""
+        if self.average is None:
+            return None
+        return {
+            name: whole(weight) for name, weight in zip(self.weights, self.average.shadow_params, strict=True)
+        }
+
+    def shipped_weights(self) -> dict[str, torch.Tensor]:
+        """What is exported, by name: the averages, or the weights themselves. All processes call it."""
+        return self.averaged_weights() or {name: whole(weight) for name, weight in self.weights.items()}
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """The averages in place of the trained weights, in evaluation mode, for the length of the block."""
+        weights = list(self.weights.values())
+        modes = {module: module.training for module in self.networks.denoiser.modules()}
+        if self.average:
+            self.average.store(weights)
+            self.average.copy_to(weights)
+        self.networks.denoiser.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            if self.average:
+                self.average.restore(weights)
+
+
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight on the CPU, gathered from all processes where it is sharded."""
+    weight = weight.detach()
+    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+
+
+def set_up(
+    config: Config,
+    networks: Networks,
+    accelerator: Accelerator,
+    *,
+    run: Path,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Training:
+    """Networks, optimizer and averages on their devices, restored from the newest complete checkpoint, if
+    any; `warn` is told of checkpoints that had to be skipped."""
+    options, denoiser = config.train, networks.denoiser
+    for network in denoiser.networks:
+        network.to(accelerator.device)
+        if options.channels_last:
+            network.to(memory_format=torch.channels_last)
+    if options.gradient_checkpointing:
+        checkpoint_gradients(denoiser.children())
+    if options.compile:
+        networks.pipeline.unet.compile()
+    names = [name for name, _ in denoiser.trained()]
+    raw = build_optimizer(denoiser, options)
+    wrapped, optimizer = accelerator.prepare(denoiser, raw)
+    weights = dict(zip(names, (p for p in wrapped.parameters() if p.requires_grad), strict=True))
+    save_by_name(accelerator, weights)
+    average = None
+    if options.ema_decay:
+        average = EMAModel(weights.values(), decay=options.ema_decay, use_ema_warmup=True, power=0.75)
+    saved, first_step = newest_complete(accelerator, run, warn=warn), 0
+    if saved:
+        first_step = step_of(saved)
+        accelerator.load_state(str(saved))
+        if average:
+            load_average(average, saved, names)
+    if accelerator.is_main_process:
+        rewind_metrics(run, first_step)
+    # the schedule is a function of the step: nothing to save, nothing to load
+    schedule = get_scheduler(
+        options.schedule,
+        raw,
+        num_warmup_steps=options.warmup_steps,
+        num_training_steps=options.steps,
+        last_epoch=first_step - 1,
+    )
+    return Training(accelerator, networks, wrapped, weights, optimizer, schedule, average, first_step)
