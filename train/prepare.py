@@ -85,9 +85,10 @@ def open_catalogue(
     )
 
 
-def transform_of(config: DataConfig) -> ImageTransform:
-    """How pictures become training pixels, at the base resolution."""
-    return ImageTransform(config.resolution, config.resolution, fit=config.fit, backdrop=config.backdrop)
+def transform_of(config: DataConfig, size: tuple[int, int] | None = None) -> ImageTransform:
+    """How pictures become training pixels, at a (height, width) or the base resolution."""
+    height, width = size or (config.resolution, config.resolution)
+    return ImageTransform(height, width, fit=config.fit, backdrop=config.backdrop)
 
 
 def latents_folder(config: DataConfig, output: Path) -> Path:
@@ -221,10 +222,7 @@ def encode_part(
         buckets=buckets,
         progress=processes.is_main,
     )
-    transforms = [
-        ImageTransform(*size_of(buckets, row), fit=base.fit, backdrop=base.backdrop)
-        for row in range(len(catalogue))
-    ]
+    transforms = [transform_of(config.data, size_of(buckets, row)) for row in range(len(catalogue))]
     return Part(catalogue, cache, buckets, conditions_of(catalogue, config.model.controlnet, transforms))
 
 
@@ -257,7 +255,7 @@ def fit_start(
             samplers=samplers_of(config.start),
             caption_prefixes=part.catalogue.prefixes,
             vae_fingerprint=vae_fingerprint(pipeline.vae),
-            image_transform=ImageTransform(*sizes[i], fit=base.fit, backdrop=base.backdrop).to_dict(),
+            image_transform=transform_of(config.data, sizes[i]).to_dict(),
         )
     start_distribution = fitted.pop(first)
     for bucket in fitted.values():

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 from filelock import FileLock
 from rich.console import Console
@@ -38,11 +37,13 @@ from .prepare import (
     latents_folder,
     offset_start,
     prepare,
+    size_of,
     split_catalogue,
     transform_of,
 )
-from .preview import save_preview
+from .preview import save_picture, save_preview
 from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, start_run
+from .stop import Stopped
 from .text import text_encoders
 from .text_cache import embeddings_size, should_cache, texts_of
 from .training import set_up
@@ -76,7 +77,11 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
         return run
     prepared, lock = _prepare(stage, networks, parts, t_min=t_min, base_hash=base_hash)
     if not (run / "model").exists():
-        _train_and_export(stage, networks, prepared, cached_text=cached_text)
+        try:
+            _train_and_export(stage, networks, prepared, cached_text=cached_text)
+        except Stopped as stopped:
+            stage.say(f"[yellow]{stopped}[/]", soft_wrap=True)
+            raise
     accelerator.free_memory()
     if not (run / "audit.json").exists():
         audit_run(stage, prepared)
@@ -125,16 +130,18 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
 
 def _show_first_pictures(stage: Stage, pipeline: Any, catalogue: Catalogue) -> None:
     """The first training pictures as the model will see them, after the VAE, written beside the run."""
-    if stage.processes.is_main:
-        rows, transform = round_robin(catalogue, DRY_RUN_PICTURES), transform_of(stage.config.data)
-        vae = pipeline.vae.to(stage.accelerator.device)
-        pixels = torch.stack([transform(catalogue.image(row)) for row in rows])
-        pictures = decode(vae, torch.cat([encode_latents(part, vae)[0] for part in pixels.split(4)]))
-        file = stage.run.with_name(f"{stage.run.name}_dry_run.png")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        captions = [catalogue.captions[row] for row in rows]
-        contact_sheet(pictures, captions=captions, title="as training will see them").save(file)
-        stage.say(f"[bold]picture[/]  {file}", soft_wrap=True)
+    if not stage.processes.is_main:
+        return
+    rows, config = round_robin(catalogue, DRY_RUN_PICTURES), stage.config.data
+    buckets, vae = buckets_of(catalogue, config), pipeline.vae.to(stage.accelerator.device)
+    pictures = []
+    for row in rows:
+        pixels = transform_of(config, size_of(buckets, row))(catalogue.image(row))
+        pictures += decode(vae, encode_latents(pixels[None], vae)[0])
+    file = stage.run.with_name(f"{stage.run.name}_dry_run.png")
+    captions = [catalogue.captions[row] for row in rows]
+    save_picture(contact_sheet(pictures, captions=captions, title="as training will see them"), file)
+    stage.say(f"[bold]picture[/]  {file}", soft_wrap=True)
 
 
 def _prepare(

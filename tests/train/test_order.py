@@ -13,18 +13,17 @@ BUCKETS = st.lists(st.integers(0, 2), min_size=1, max_size=25)
 
 def order_of(bucket_ids: list[int], *, steps: int, per_step: int, seed: int = 0, **options: object):
     count = len(bucket_ids)
-    settings = {"class_ids": torch.arange(count) % 3, "draws": None} | options
-    class_ids, draws = settings["class_ids"], settings["draws"]
+    options = {"class_ids": torch.arange(count) % 3, "draws": None} | options
     return training_order(
-        class_ids, torch.tensor(bucket_ids), draws=draws, seed=seed, steps=steps, per_step=per_step
+        bucket_ids=torch.tensor(bucket_ids), seed=seed, steps=steps, per_step=per_step, **options
     )
 
 
-def streamed(bucket_ids: list[int], *, steps: int, per_step: int, seed: int = 0, draws: list | None = None):
+def streamed(bucket_ids: list[int], *, steps: int, per_step: int, seed: int = 0):
     """Sample after sample into its bucket's queue; a queue that is long enough is a batch."""
     class_ids, queues, due, epoch = torch.arange(len(bucket_ids)) % 3, {}, [], 0
     while True:
-        rows = epoch_rows(class_ids, draws, seed=seed, epoch=epoch).tolist()
+        rows = epoch_rows(class_ids, None, seed=seed, epoch=epoch).tolist()
         for position, row in enumerate(rows):
             queue = queues.setdefault(bucket_ids[row], [])
             queue.append([epoch, position, row])

@@ -1,20 +1,27 @@
 import json
+import os
+import re
+import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from onbrand.configs import Config, ConfigError
 from onbrand.configs.schema import ModelConfig
 from onbrand.data.processes import Processes
 from onbrand.inference import load_pipeline
 from onbrand.train import loop
 from onbrand.train.checkpoint import checkpoints, step_of
+from onbrand.train.loop import check_loss
 from onbrand.train.metrics import read_metrics, rewind_metrics
 from onbrand.train.models import load_base
 from onbrand.train.run import check_tracker, run_training
-from onbrand.train.stage import start_run
+from onbrand.train.stage import hold, start_run
+from onbrand.train.stop import Stopped
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -103,6 +110,113 @@ def test_a_resumed_run_ends_with_the_same_bits(make_config: MakeConfig, tmp_path
     assert [[row.get(key) for key in keys] for row in read_metrics(whole)] == [
         [row.get(key) for key in keys] for row in read_metrics(broken)
     ]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    options = {"model__method": "lora", "model__lora__dropout": 0.2, "train__checkpoint_every": 5}
+    whole = run_training(make_config(run__dir=tmp_path / "whole", **options), console=QUIET)
+    config = make_config(run__dir=tmp_path / "broken", **options)
+    original = loop.training_loss
+    calls: list[int] = []
+
+    def signalled(*args: object, **keywords: object):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signum)
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(loop, "training_loss", signalled)
+    before = signal.getsignal(signum)
+    with pytest.raises(
+        Stopped, match=rf"stopped by {signal.Signals(signum).name} after step 3, saved in .*step_3"
+    ):
+        run_training(config, console=QUIET)
+    assert signal.getsignal(signum) == before
+    assert [step_of(path) for path in checkpoints(tmp_path / "broken")] == [3]
+    assert not (tmp_path / "broken" / "model").exists()
+    broken = run_training(config, console=QUIET)
+    first, second = weights_of(whole), weights_of(broken)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_one_before_it_used(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    whole = run_training(make_config(run__dir=tmp_path / "whole"), console=QUIET)
+    config = make_config(run__dir=tmp_path / "broken")
+    broken = run_training(config, console=QUIET)
+    for name in ("model", "audits"):
+        shutil.rmtree(broken / name)
+    (broken / "audit.json").unlink()
+    damaged = broken / "checkpoints" / "step_6" / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    console = Console(record=True, width=300, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    run_training(config, console=console)
+    assert re.search(
+        r"checkpoint .*step_6 is skipped: model.safetensors has changed since it was written",
+        console.export_text(),
+    )
+    first, second = weights_of(whole), weights_of(broken)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_two_commands_do_not_train_one_run(make_config: MakeConfig) -> None:
+    run = start_run(make_config())
+    with hold(run), pytest.raises(ValueError, match="one command at a time, got another at work in"):
+        run_training(make_config(), console=QUIET)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train__channels_last": True},
+        {"train__gradient_checkpointing": True},
+        {"train__cache_text": False},
+        {"train__workers": 2},
+    ],
+)
+def test_what_makes_it_fast_or_small_leaves_the_losses_alone(
+    make_config: MakeConfig, tmp_path: Path, options: dict
+) -> None:
+    plain = run_training(make_config(run__dir=tmp_path / "plain"), console=QUIET)
+    other = run_training(make_config(run__dir=tmp_path / "other", **options), console=QUIET)
+    losses = [[row["loss"] for row in read_metrics(run)] for run in (plain, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_bf16_follows_the_float32_losses_and_ships_float32(
+    make_config: MakeConfig, tmp_path: Path, method: str
+) -> None:
+    plain = run_training(make_config(run__dir=tmp_path / "plain", model__method=method), console=QUIET)
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process keeps its first precision
+    half = run_training(
+        make_config(run__dir=tmp_path / "half", model__method=method, train__mixed_precision="bf16"),
+        console=QUIET,
+    )
+    losses = [[row["loss"] for row in read_metrics(run)] for run in (plain, half)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+    assert losses[0] != losses[1]
+    assert all(value.dtype == torch.float32 for value in weights_of(half).values())
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_an_exploding_loss_stops_the_run(make_config: MakeConfig) -> None:
+    with pytest.raises(
+        ValueError, match=r"loss must be at most 0.5 \(train.max_loss\), got 1.\d+ by step 1; there is no"
+    ):
+        run_training(make_config(train__max_loss=0.5), console=QUIET)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run() -> None:
+    values = {"step": 7, "loss": 1.0, "grad_norm": float("inf")}
+    with pytest.raises(ValueError, match="gradient norm must be finite, got inf by step 7"):
+        check_loss(values, Path("no/run"), limit=10)
 
 
 def test_a_run_with_another_config_stops_and_says_what_differs(make_config: MakeConfig) -> None:
