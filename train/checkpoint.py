@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
@@ -51,9 +52,8 @@ def save_checkpoint(
         accelerator.save_state(str(beside))
         if average is not None and accelerator.is_main_process:
             save_file(dict(average), beside / AVERAGE, metadata={"optimization_step": str(average_steps)})
-    except (
-        Exception
-    ) as problem:  # a full disk comes as OSError, RuntimeError or an error of the library's own
+    # a full disk comes as OSError, RuntimeError or an error of the library's own
+    except Exception as problem:
         error = f"{type(problem).__name__}: {problem}"
     errors = [found for found in gather_object([error]) if found]
     if not errors and accelerator.is_main_process:
@@ -68,7 +68,7 @@ def save_checkpoint(
         accelerator.wait_for_everyone()
         shutil.rmtree(beside, ignore_errors=True)
         raise OSError(
-            f"checkpoint {final} must fit on the disk, got {errors[0]} after {size / 2**20:.0f} MiB with "
+            f"checkpoint {final} must be written whole, got {errors[0]} after {size / 2**20:.0f} MiB with "
             f"{free / 2**20:.0f} MiB free; what was saved before is untouched"
         )
     if accelerator.is_main_process:
@@ -191,7 +191,10 @@ def load_average(average: EMAModel, checkpoint: Path, names: list[str]) -> None:
     with safe_open(checkpoint / AVERAGE, framework="pt") as file:
         average.optimization_step = int(file.metadata()["optimization_step"])
         for name, weight in zip(names, average.shadow_params, strict=True):
-            weight.copy_(file.get_tensor(name))
+            saved = file.get_tensor(name).to(weight.device)
+            if isinstance(weight, DTensor):
+                saved = distribute_tensor(saved, weight.device_mesh, weight.placements)
+            weight.copy_(saved)
 
 
 def checkpoints(run: Path) -> list[Path]:

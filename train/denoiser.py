@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .text import TextEmbeds, embed
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 class Denoiser(torch.nn.Module):
     """UNet, text encoders and, where there is one, a ControlNet.

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from datetime import timedelta
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     gather_object,
 )
@@ -36,6 +38,9 @@ def start_accelerator(config: Config) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=handlers,
     )
+    if plugin := accelerator.state.deepspeed_plugin:
+        # DeepSpeed wants to know it before it sees a loader
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train.batch_size
     check_processes(
         accelerator.num_processes,
         on_cpu=accelerator.device.type == "cpu",
@@ -43,6 +48,14 @@ def start_accelerator(config: Config) -> Accelerator:
         environment=os.environ,
     )
     return accelerator
+
+
+def frozen_dtype(accelerator: Accelerator) -> torch.dtype:
+    """What frozen weights are kept in: the training precision; float32 under FSDP, which shards weights of
+    one dtype together."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return torch.float32
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def check_processes(count: int, *, on_cpu: bool, asked: int | None, environment: Mapping[str, str]) -> None:

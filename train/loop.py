@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -76,15 +77,20 @@ def batches(config: Config, training: Training, prepared: Prepared, texts: Texts
 
 
 def loss_function(
-    training: Training, start_distribution: StartDistribution, *, min_snr_gamma: float | None = None
+    denoiser: torch.nn.Module,
+    pipeline: Any,
+    start_distribution: StartDistribution,
+    *,
+    device: torch.device,
+    min_snr_gamma: float | None = None,
 ) -> LossOf:
-    """The loss of a batch under a run's networks, schedule and start distribution."""
-    alphas_cumprod, prediction_type = training_schedule(training.networks.pipeline)
+    """The loss of a batch under a denoiser, the pipeline's schedule and a start distribution."""
+    alphas_cumprod, prediction_type = training_schedule(pipeline)
     return partial(
         training_loss,
-        denoiser=training.denoiser,
-        start_distribution=start_distribution.to(training.accelerator.device),
-        alphas_cumprod=alphas_cumprod.to(training.accelerator.device),
+        denoiser=denoiser,
+        start_distribution=start_distribution.to(device),
+        alphas_cumprod=alphas_cumprod.to(device),
         offset_from=start_distribution.offset_from,
         prediction_type=prediction_type,
         min_snr_gamma=min_snr_gamma,
@@ -107,7 +113,13 @@ def train(
     Raises Stopped after a signal, once the state is saved.
     """
     options, accelerator = config.train, training.accelerator
-    loss_of = loss_function(training, prepared.start_distribution, min_snr_gamma=options.min_snr_gamma)
+    loss_of = loss_function(
+        training.denoiser,
+        training.networks.pipeline,
+        prepared.start_distribution,
+        device=accelerator.device,
+        min_snr_gamma=options.min_snr_gamma,
+    )
     meter = LossMeter(
         prepared.start_distribution.class_names,
         offset_from=prepared.start_distribution.offset_from,

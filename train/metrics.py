@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 METRICS = "metrics.jsonl"
 
@@ -45,7 +46,8 @@ class LossMeter:
         may_overflow: fp16's scaler skips a step whose norm is infinite, so it is left out.
         """
         if norm is not None:
-            norm = torch.as_tensor(norm, device=self.norms.device).detach().float()
+            whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            norm = torch.as_tensor(whole, device=self.norms.device).detach().float()
             counted = torch.isfinite(norm) if may_overflow else torch.ones_like(norm, dtype=torch.bool)
             self.norms += torch.stack([norm.where(counted, torch.zeros_like(norm)), counted.float()])
 

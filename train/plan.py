@@ -11,7 +11,6 @@ from ..configs.schema import Config
 from ..data.buckets import Buckets
 from ..data.catalogue import Catalogue
 from ..pca import build_scheduler, first_timestep
-from .denoiser import DTYPES
 from .models import Networks
 from .order import class_draws
 from .prepare import samplers_of
@@ -40,15 +39,15 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.average
 
 
-def memory_of(networks: Networks, config: Config) -> Memory:
-    """What weights, gradients, optimizer states and the average take; activations come on top."""
+def memory_of(networks: Networks, config: Config, *, dtype: torch.dtype = torch.float32) -> Memory:
+    """What weights (frozen ones in dtype), gradients, optimizer states and the average take; activations come
+    on top."""
     trained = sum(p.numel() for _, p in networks.denoiser.trained())
-    frozen_size = DTYPES[config.train.mixed_precision].itemsize
     parts = [*networks.denoiser.networks, networks.pipeline.vae]
     everything = sum(p.numel() for part in parts for p in part.parameters())
     states = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "sgd": 0}[config.train.optimizer]
     average = 4 * trained if config.train.ema_decay else 0
-    weights = 4 * trained + frozen_size * (everything - trained)
+    weights = 4 * trained + dtype.itemsize * (everything - trained)
     return Memory(weights, 4 * trained, states * trained, average)
 
 
@@ -60,6 +59,7 @@ def plan_table(
     *,
     t_min: int,
     processes: int,
+    dtype: torch.dtype,
     cached_text: bool,
 ) -> Table:
     """Steps, batch, what is trained, buckets, memory, the offset range and the samplers that set it.
@@ -90,9 +90,9 @@ def plan_table(
         table.add_row("buckets", ", ".join(counts) + "; leftovers open the next epoch's batches")
     else:
         table.add_row("size", f"{config.data.resolution} x {config.data.resolution}; nothing is dropped")
-    size = embeddings_size(pipeline, catalogue.captions, dtype=DTYPES[options.mixed_precision]) / 2**20
+    size = embeddings_size(pipeline, catalogue.captions, dtype=dtype) / 2**20
     table.add_row("text", f"embeddings on disk, {size:.1f} MiB" if cached_text else "encoded in every step")
-    memory = memory_of(networks, config)
+    memory = memory_of(networks, config, dtype=dtype)
     parts = ", ".join(f"{name} {_mib(value)}" for name, value in vars(memory).items() if value)
     table.add_row("memory", f"{_mib(memory.total)} and activations ({parts})")
     table.add_row(

@@ -62,9 +62,9 @@ def save_preview(
     processes: Processes,
 ) -> None:
     """Writes samples/step_N.png and adds a row to samples/growth.png. All processes call it and draw."""
-    networks, accelerator = training.networks, training.accelerator
+    accelerator = training.accelerator
     rows = round_robin(part.catalogue, PREVIEWS, again=True)
-    with training.evaluation(), accelerator.autocast():
+    with training.evaluation() as networks, accelerator.autocast():
         pipeline = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
         pipeline.to(accelerator.device)
         pictures = draw(

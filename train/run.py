@@ -21,11 +21,10 @@ from ..evaluation import contact_sheet
 from ..evaluation.rules import write_json
 from ..pca import Sampler, build_scheduler
 from .audits import audit_run, say_result
-from .denoiser import DTYPES
 from .draw import decode, round_robin
 from .export import export_model
 from .judge import fix_limits
-from .launch import processes_of, start_accelerator
+from .launch import frozen_dtype, processes_of, start_accelerator
 from .loop import train
 from .models import Networks, check_method, load_base, prepare_networks, training_schedule
 from .optimizers import check_optimizer
@@ -69,7 +68,7 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     build_scheduler(pipeline.scheduler, Sampler(config.run.audit.scheduler, config.run.audit.steps))
     t_min = offset_start(pipeline, config.start)
     base_hash = [weights_hash(network) for network in (pipeline.unet, *text_encoders(pipeline))]
-    networks = prepare_networks(pipeline, config.model, weight_dtype=DTYPES[config.train.mixed_precision])
+    networks = prepare_networks(pipeline, config.model, weight_dtype=frozen_dtype(accelerator))
     parts = split_catalogue(config, processes=stage.processes)
     cached_text = _announce(stage, networks, parts, t_min=t_min)
     if dry_run:
@@ -103,7 +102,7 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
     config, (catalogue, _) = stage.config, parts
     buckets = buckets_of(catalogue, config.data)
     check_class_sizes(catalogue, buckets, config.start.components)
-    dtype = DTYPES[config.train.mixed_precision]
+    dtype = frozen_dtype(stage.accelerator)
     cached_text = should_cache(
         config.train.cache_text,
         frozen=config.model.text_encoder == "frozen",
@@ -119,6 +118,7 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
             buckets,
             t_min=t_min,
             processes=stage.processes.count,
+            dtype=dtype,
             cached_text=cached_text,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.distributed.tensor import DTensor
@@ -34,6 +36,7 @@ class Training:
     schedule: Any
     average: EMAModel | None
     first_step: int = 0
+    spare: Networks | None = None  # whole copies to evaluate with, where the trained weights are sharded
 
     def averaged_weights(self) -> dict[str, torch.Tensor] | None:
         """The averages by name, whole and on the CPU, or None without averaging. All processes call it."""
@@ -48,16 +51,25 @@ class Training:
         return self.averaged_weights() or {name: whole(weight) for name, weight in self.weights.items()}
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """The averages in place of the trained weights, in evaluation mode, for the length of the block."""
-        weights = list(self.weights.values())
-        modes = {module: module.training for module in self.networks.denoiser.modules()}
+    def evaluation(self) -> Iterator[Networks]:
+        """Networks with the averages in place of the trained weights, in evaluation mode, for the length of
+        the block. All processes enter it; inside each may do as it likes.
+
+        Where weights are sharded these are a copy that is whole on every process.
+        """
+        if self.spare is not None:
+            self.spare.denoiser.load_state_dict(self.shipped_weights(), strict=False)
+            move(self.spare, self.accelerator.device)
+            yield self.spare
+            move(self.spare, "cpu")
+            return
+        weights, modes = list(self.weights.values()), _modes(self.networks.denoiser)
         if self.average:
             self.average.store(weights)
             self.average.copy_to(weights)
         self.networks.denoiser.eval()
         try:
-            yield
+            yield self.networks
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -65,10 +77,22 @@ class Training:
                 self.average.restore(weights)
 
 
+def _modes(module: torch.nn.Module) -> dict[torch.nn.Module, bool]:
+    return {part: part.training for part in module.modules()}
+
+
+def move(networks: Networks, device: Any) -> None:
+    """Moves the networks of the denoiser; the VAE follows its pipeline."""
+    for network in networks.denoiser.networks:
+        network.to(device)
+
+
 def whole(weight: torch.Tensor) -> torch.Tensor:
     """A weight on the CPU, gathered from all processes where it is sharded."""
     weight = weight.detach()
-    return (weight.full_tensor() if isinstance(weight, DTensor) else weight).cpu().contiguous()
+    if isinstance(weight, DTensor):
+        weight = weight.full_tensor().clone()  # a clone is a plain tensor, whose bytes can be saved
+    return weight.cpu().contiguous()
 
 
 def set_up(
@@ -82,16 +106,22 @@ def set_up(
     """Networks, optimizer and averages on their devices, restored from the newest complete checkpoint, if
     any; `warn` is told of checkpoints that had to be skipped."""
     options, denoiser = config.train, networks.denoiser
-    for network in denoiser.networks:
-        network.to(accelerator.device)
-        if options.channels_last:
+    move(networks, accelerator.device)
+    if options.channels_last:
+        for network in denoiser.networks:
             network.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
         checkpoint_gradients(denoiser.children())
     if options.compile:
         networks.pipeline.unet.compile()
+    spare = None
+    if accelerator.distributed_type == DistributedType.FSDP:
+        spare = copy.deepcopy(networks)
+        spare.denoiser.requires_grad_(False).eval()
+        move(spare, "cpu")
     names = [name for name, _ in denoiser.trained()]
     raw = build_optimizer(denoiser, options)
+    rates = [group["lr"] for group in raw.param_groups]
     wrapped, optimizer = accelerator.prepare(denoiser, raw)
     weights = dict(zip(names, (p for p in wrapped.parameters() if p.requires_grad), strict=True))
     save_by_name(accelerator, weights)
@@ -107,6 +137,8 @@ def set_up(
     if accelerator.is_main_process:
         rewind_metrics(run, first_step)
     # the schedule is a function of the step: nothing to save, nothing to load
+    for group, rate in zip(raw.param_groups, rates, strict=True):
+        group["initial_lr"] = rate
     schedule = get_scheduler(
         options.schedule,
         raw,
@@ -114,4 +146,4 @@ def set_up(
         num_training_steps=options.steps,
         last_epoch=first_step - 1,
     )
-    return Training(accelerator, networks, wrapped, weights, optimizer, schedule, average, first_step)
+    return Training(accelerator, networks, wrapped, weights, optimizer, schedule, average, first_step, spare)

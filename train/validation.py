@@ -54,24 +54,22 @@ class Validation:
         """`held_out_loss`, its parts `held_out_offset_range` and `held_out_elsewhere`, and each class's.
 
         The parts are weighted by the timesteps they stand for. Averaged weights, no caption dropped. All
-        processes call it; each takes its share of the batches, all as many, so that sharded weights are
-        gathered in step.
+        processes call it; each takes its share of the batches.
         """
         accelerator, names = training.accelerator, self.part.catalogue.class_names
-        loss_of = loss_function(training, start_distribution)
         sums = torch.zeros(2, 2, len(names), dtype=torch.float64)  # sum and count, outside and inside, class
-        turns = -(-len(self.batches) // accelerator.num_processes)
-        with training.evaluation():
-            for turn in range(turns):
-                number = turn * accelerator.num_processes + accelerator.process_index
-                batch = self.batch(min(number, len(self.batches) - 1))
+        own = range(accelerator.process_index, len(self.batches), accelerator.num_processes)
+        with training.evaluation() as networks, accelerator.autocast():
+            loss_of = loss_function(
+                networks.denoiser, networks.pipeline, start_distribution, device=accelerator.device
+            )
+            for batch in map(self.batch, own):
                 moved = {key: value.to(accelerator.device) for key, value in batch.items()}
                 per_sample = loss_of(moved).per_sample.double().cpu()
-                if number < len(self.batches):
-                    inside = (batch["timesteps"] >= self.offset_from).long()
-                    where = (inside, batch["class_ids"])
-                    sums[0].index_put_(where, per_sample, accumulate=True)
-                    sums[1].index_put_(where, torch.ones_like(per_sample), accumulate=True)
+                inside = (batch["timesteps"] >= self.offset_from).long()
+                where = (inside, batch["class_ids"])
+                sums[0].index_put_(where, per_sample, accumulate=True)
+                sums[1].index_put_(where, torch.ones_like(per_sample), accumulate=True)
         # float32 on the wire: not every device has float64
         sums = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").double().cpu()
         return self._means(sums, names)

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
 from onbrand.configs import ConfigError, config_of, differences, load_config, parse_config, recipe_names
 
 
@@ -43,7 +44,7 @@ def test_all_problems_come_at_once_with_the_nearest_name() -> None:
 
 
 def test_unknown_key_without_a_near_name_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match="known keys: dir, seed, tracker, audit"):
+    with pytest.raises(ConfigError, match="known keys: dir, seed, processes, tracker, audit"):
         parse_config({"run": {"xyzzy": 1}})
 
 
@@ -84,3 +85,40 @@ def test_differences_name_keys_and_both_values() -> None:
     before = {"train": {"steps": 1, "seed": 2}, "x": 1}
     assert differences(before, {"train": {"steps": 3, "seed": 2}, "x": 1}) == ["train.steps: 1 -> 3"]
     assert differences(before, before) == []
+
+
+def test_every_launch_config_is_one_that_accelerate_reads() -> None:
+    folder = Path(load_config.__code__.co_filename).parent / "launch"
+    kinds = {}
+    for file in sorted(folder.glob("*.yaml")):
+        kinds[file.stem] = load_config_from_file(str(file)).distributed_type.value
+        assert f"--config_file {file.name} -m onbrand train" in file.read_text().splitlines()[0]
+    assert kinds == {"ddp": "MULTI_GPU", "deepspeed-zero2": "DEEPSPEED", "fsdp2": "FSDP"}
+
+
+@pytest.mark.parametrize("key", ["noise_offset", "multires_noise_iterations", "zero_terminal_snr"])
+def test_another_schemes_start_is_refused_with_the_reason(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"train.{key}: must be left out, got 0.1: (it shifts the noise|with alpha_T)"
+    ):
+        config_of([f"train.{key}=0.1", "train.steps=5"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.method=frozen"], "must train something, got all frozen"),
+        (
+            ["model.controlnet.condition=mask"],
+            "column must be a column of pictures with condition mask, got None",
+        ),
+        (["model.controlnet={column: a}"], "column must be left out with condition segment, got 'a'"),
+        (["model.token.word=two words"], "model.token.word: string should match pattern"),
+        (["data.buckets=[[64, 60]]"], "data.buckets.0.1: input should be a multiple of 8, got 60"),
+        (["train.optimizer=adam"], "train.optimizer: input should be 'adamw'"),
+        (["run.processes=0"], "run.processes: input should be greater than or equal to 1, got 0"),
+    ],
+)
+def test_values_that_cannot_be_meant(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(overrides)

@@ -85,9 +85,7 @@ def test_layers_that_take_no_part_are_looked_for_where_text_encoders_are_trained
 
 @pytest.mark.usefixtures("no_launcher")
 def test_a_run_for_two_does_not_start_alone(make_config: Callable[..., Config]) -> None:
-    with pytest.raises(
-        ValueError, match="run.processes must be the number of processes started, got 2 with 1"
-    ):
+    with pytest.raises(ValueError, match=r"must be the number of processes started, got 2 with 1$"):
         start_accelerator(make_config(run__processes=2))
 
 

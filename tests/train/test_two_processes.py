@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,14 +21,30 @@ from safetensors.torch import load_file
 STEPS = 20
 
 
-def launch(config: Config, folder: Path, *, processes: int) -> subprocess.CompletedProcess:
-    """Runs `onbrand train` in several processes, as a user would."""
-    file = folder / f"{processes}.yaml"
-    file.write_text(yaml.safe_dump(config.to_dict()))
+def torchrun(*arguments: object, processes: int = 2) -> subprocess.CompletedProcess:
+    """Runs a program in several processes, as a user would."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    command += ["--master_port", str(20000 + os.getpid() % 20000), "-m", "onbrand", "train", str(file)]
+    command += ["--master_port", str(20000 + os.getpid() % 20000), *map(str, arguments)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def launch(config: Config, folder: Path) -> subprocess.CompletedProcess:
+    """`onbrand train` in two processes."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    return torchrun("-m", "onbrand", "train", file)
+
+
+def flat(values: dict, prefix: str = "") -> list[str]:
+    """Nested config values as overrides."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found.append(f"{prefix}{key}={json.dumps(value)}")
+    return found
 
 
 def pictures_in(cache: Path) -> list[str]:
@@ -70,7 +87,7 @@ def test_two_processes_follow_the_loss_curve_of_one(
         data__cache_dir=tmp_path / "two_latents",
         run__processes=2,
     )
-    done = launch(config, tmp_path, processes=2)
+    done = launch(config, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 x 2 process(es) x 1 accumulation = 4" in done.stdout
     rows = [read_metrics(one), read_metrics(two)]
@@ -93,6 +110,29 @@ def test_two_processes_follow_the_loss_curve_of_one(
     ]
     starts = [load_file(run / "start_distribution/diffusion_pytorch_model.safetensors") for run in (one, two)]
     torch.testing.assert_close(starts[0]["mean"], starts[1]["mean"], rtol=0, atol=1e-5)
+
+
+def test_sharded_training_follows_the_same_curve_and_resumes_with_the_same_bits(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    options = {"train__steps": 4, "train__checkpoint_every": 2, "run__audit__steps": 2}
+    one = run_training(
+        make_config(**options, train__batch_size=4, run__dir=tmp_path / "one"), console=Console(quiet=True)
+    )
+    script, two = Path(__file__).with_name("fsdp_on_cpu.py"), tmp_path / "two"
+    overrides = flat(make_config(**options, train__batch_size=2, run__dir=two).to_dict())
+    done = torchrun(script, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [[row["loss"] for row in read_metrics(run)] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    shipped = two / "model/unet/diffusion_pytorch_model.safetensors"
+    before = shipped.read_bytes()
+    for gone in ("model", "audits", "checkpoints/step_4"):
+        shutil.rmtree(two / gone)
+    (two / "audit.json").unlink()
+    done = torchrun(script, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert shipped.read_bytes() == before
 
 
 def test_another_number_of_processes_than_asked_for_is_said_at_once(
