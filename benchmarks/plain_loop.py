@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel as UNet
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from onbrand.configs.schema import Config
-from onbrand.train.denoiser import DTYPES
+from onbrand.train.launch import frozen_dtype
 from onbrand.train.models import TINY_BASE, checkpoint_gradients, load_base, prepare_networks
 from onbrand.train.prepare import split_catalogue, transform_of
 from onbrand.train.text import tokenize
@@ -92,21 +92,27 @@ class Pixels(Dataset):
 
 
 class PlainLoop:
-    """The steps of train_text_to_image.py, with an adapter as in train_text_to_image_lora.py if asked for."""
+    """The steps of train_text_to_image.py, with an adapter as in train_text_to_image_lora.py if asked for.
 
-    def __init__(self, config: Config) -> None:
-        options, dtype = config.train, DTYPES[config.train.mixed_precision]
-        self.dtype, self.max_grad_norm = dtype, options.max_grad_norm
+    fused: AdamW in one kernel, as ours, instead of its default.
+    """
+
+    def __init__(self, config: Config, *, fused: bool = False) -> None:
+        options = config.train
         self.accelerator = Accelerator(mixed_precision=options.mixed_precision)
+        self.max_grad_norm, self.dtype = options.max_grad_norm, frozen_dtype(self.accelerator)
         device = self.accelerator.device
         pipeline = build_pipeline(config, device)
-        unet = prepare_networks(pipeline, config.model, weight_dtype=dtype).pipeline.unet
-        self.vae, self.text_encoder = pipeline.vae.to(device, dtype), pipeline.text_encoder.to(device, dtype)
+        unet = prepare_networks(pipeline, config.model, weight_dtype=self.dtype).pipeline.unet
+        self.vae, self.text_encoder = (
+            pipeline.vae.to(device, self.dtype),
+            pipeline.text_encoder.to(device, self.dtype),
+        )
         self.noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
         if options.gradient_checkpointing:
             checkpoint_gradients([unet])
         self.weights = [p for p in unet.to(device).parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(self.weights, lr=options.learning_rate)
+        optimizer = torch.optim.AdamW(self.weights, lr=options.learning_rate, fused=fused or None)
         schedule = get_scheduler("constant", optimizer)
         catalogue, _ = split_catalogue(config)
         transform = transform_of(config.data)

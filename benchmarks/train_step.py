@@ -24,8 +24,7 @@ import torch
 import typer
 from onbrand.configs import config_of
 from onbrand.configs.schema import Config
-from onbrand.train.denoiser import DTYPES
-from onbrand.train.launch import start_accelerator
+from onbrand.train.launch import frozen_dtype, start_accelerator
 from onbrand.train.loop import train
 from onbrand.train.metrics import peak_memory
 from onbrand.train.models import prepare_networks
@@ -52,7 +51,7 @@ def our_loop(config: Config, between: Callable[[], None]) -> None:
     accelerator = start_accelerator(config)
     pipeline = build_pipeline(config, accelerator.device)
     t_min = offset_start(pipeline, config.start)
-    networks = prepare_networks(pipeline, config.model, weight_dtype=DTYPES[config.train.mixed_precision])
+    networks = prepare_networks(pipeline, config.model, weight_dtype=frozen_dtype(accelerator))
     cache_dir = latents_folder(config.data, run)
     prepared = prepare(
         config, pipeline, parts=split_catalogue(config), t_min=t_min, cache_dir=cache_dir,
@@ -66,9 +65,11 @@ def our_loop(config: Config, between: Callable[[], None]) -> None:
         train(config, training, prepared, texts, run=run, preview=lambda step: between())
 
 
-def take_turns(config: Config, *, blocks: int) -> tuple[list[float], list[float], list[dict[str, float]]]:
+def take_turns(
+    config: Config, *, blocks: int, fused: bool
+) -> tuple[list[float], list[float], list[dict[str, float]]]:
     """Seconds of each block of ours and of the plain one, the latter by part too; without the first."""
-    plain, steps = PlainLoop(config), config.train.preview_every
+    plain, steps = PlainLoop(config, fused=fused), config.train.preview_every
     on_gpu = plain.accelerator.device.type == "cuda"
     moments: list[tuple[float, float]] = []
     parts: list[dict[str, float]] = []
@@ -158,6 +159,7 @@ def main(
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="In both")] = False,
     channels_last: Annotated[bool, typer.Option("--channels-last", help="In ours alone")] = False,
     compile: Annotated[bool, typer.Option("--compile", help="In ours alone")] = False,
+    fused: Annotated[bool, typer.Option("--fused", help="AdamW of the plain loop fused, as ours is")] = False,
     memory_of: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Pictures per second and peak memory of the training loop and of a plain one."""
@@ -181,12 +183,13 @@ def main(
             return
         memory = {which: _memory_in_own_process(which) for which in ("plain", "ours")}
         loads = [os.getloadavg()[0]]
-        ours, plain, parts = take_turns(config, blocks=blocks)
+        ours, plain, parts = take_turns(config, blocks=blocks, fused=fused)
         loads.append(os.getloadavg()[0])
     table = _table(config, ours, plain, parts, memory)
     table.title = f"{base} at {resolution} px, {method}, batch {batch_size}, precision {precision}" + "".join(
         f", {name}" for name in ("channels_last", "compile", "gradient_checkpointing") if train_options[name]
     )
+    table.title += ", plain loop's AdamW fused" if fused else ""
     table.caption = (
         f"{blocks} blocks of {steps} steps each; {_device_name()}; {os.cpu_count()} CPU cores, load "
         f"{loads[0]:.1f} before, {loads[1]:.1f} after"

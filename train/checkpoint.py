@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import zlib
@@ -94,7 +95,9 @@ def superseded(found: list[Path], held_out: Mapping[int, float], *, newest: int,
     Later ones are left from before a resume that could not use them.
     """
     current = [checkpoint for checkpoint in found if step_of(checkpoint) <= newest]
-    judged = [checkpoint for checkpoint in current if step_of(checkpoint) in held_out]
+    judged = [
+        checkpoint for checkpoint in current if math.isfinite(held_out.get(step_of(checkpoint), math.nan))
+    ]
     best = min(judged, key=lambda checkpoint: held_out[step_of(checkpoint)], default=None)
     return [checkpoint for checkpoint in found if checkpoint not in current[-keep:] and checkpoint != best]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class Conditions:
             return transform.resize(self.catalogue.condition(row))
         picture = transform.resize(self.catalogue.image(row))
         if self.kind == "mask":
-            mask = transform.resize(self.catalogue.condition(row)).convert("L")
+            bars = replace(transform, backdrop="black")  # what is added to the frame is no product
+            mask = bars.resize(self.catalogue.condition(row)).convert("L")
         else:
             mask = product_mask(picture)
         return Image.composite(picture, Image.new("RGB", picture.size), mask)

@@ -12,7 +12,10 @@ ORDER, SAMPLE = 0, 1  # what a generator is for: part of its key
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator whose state is a hash of the key."""
+    """A CPU generator whose state is a hash of the key.
+
+    A zero at the end of a key changes nothing, so keys that begin alike must be of one length.
+    """
     state = np.random.SeedSequence(key).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 

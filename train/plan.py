@@ -43,11 +43,11 @@ def memory_of(networks: Networks, config: Config, *, dtype: torch.dtype = torch.
     """What weights (frozen ones in dtype), gradients, optimizer states and the average take; activations come
     on top."""
     trained = sum(p.numel() for _, p in networks.denoiser.trained())
-    parts = [*networks.denoiser.networks, networks.pipeline.vae]
-    everything = sum(p.numel() for part in parts for p in part.parameters())
+    everything = sum(p.numel() for part in networks.denoiser.networks for p in part.parameters())
+    vae = sum(p.numel() for p in networks.pipeline.vae.parameters())  # float32 always
     states = {"adamw": 8, "adamw8bit": 2, "prodigy": 16, "sgd": 0}[config.train.optimizer]
     average = 4 * trained if config.train.ema_decay else 0
-    weights = 4 * trained + dtype.itemsize * (everything - trained)
+    weights = 4 * (trained + vae) + dtype.itemsize * (everything - trained)
     return Memory(weights, 4 * trained, states * trained, average)
 
 

@@ -16,7 +16,7 @@ from .prepare import Part
 from .samples import Texts
 from .training import Training
 
-VALIDATION = 2  # what a generator is for, beside order.ORDER and order.SAMPLE
+VALIDATION, SPREAD = 2, 3  # what a generator is for, beside order.ORDER and order.SAMPLE
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def fixed_validation(
     """The same validation for every run on the same held-out part: at most `pictures`, class by class."""
     total, low = start_distribution.config["num_train_timesteps"], start_distribution.offset_from
     rows = round_robin(part.catalogue, pictures)
-    generator = seeded(VALIDATION)
+    generator = seeded(SPREAD)
     samples = list(zip(rows, spread(len(rows), 0, low, generator).tolist(), strict=True))
     if low < total:
         samples += list(zip(rows, spread(len(rows), low, total, generator).tolist(), strict=True))

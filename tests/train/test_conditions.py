@@ -119,18 +119,7 @@ def test_in_another_frame_a_condition_lies_on_its_picture(kind: str, fit: str) -
         assert (red(shown) == product).mean() > 0.97
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            "mask",
-            marks=pytest.mark.xfail(
-                strict=True, reason="a mask is padded in the backdrop's white, which keeps the padding"
-            ),
-        ),
-        "segment",
-    ],
-)
+@pytest.mark.parametrize("kind", ["mask", "segment"])
 def test_padding_is_black_as_all_that_is_no_product(kind: str) -> None:
     image = picture(32, 64, (8, 24, 16, 48))
     condition = conditions(kind, image, mask(32, 64, (8, 24, 16, 48)), size=(64, 64), fit="pad")

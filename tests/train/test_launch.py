@@ -4,8 +4,10 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
+import torch
+from accelerate.utils import DistributedType
 from onbrand.configs import Config
-from onbrand.train.launch import check_processes, processes_of, start_accelerator
+from onbrand.train.launch import check_processes, frozen_dtype, processes_of, start_accelerator
 
 TORCHRUN = r"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m onbrand train \.\.\.$"
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -104,3 +106,19 @@ def test_alone_a_process_has_it_all(make_config: Callable[..., Config]) -> None:
     processes = processes_of(start_accelerator(make_config()))
     assert processes.is_main
     assert processes.share([1, 2, 3]) == processes.gather([1, 2, 3]) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "kind", "dtype"),
+    [
+        ("no", DistributedType.NO, torch.float32),
+        ("fp16", DistributedType.MULTI_GPU, torch.float16),
+        ("bf16", DistributedType.NO, torch.bfloat16),
+        ("bf16", DistributedType.FSDP, torch.float32),
+    ],
+)
+def test_frozen_weights_take_the_training_precision_but_under_fsdp(
+    mixed_precision: str, kind: DistributedType, dtype: torch.dtype
+) -> None:
+    accelerator = SimpleNamespace(mixed_precision=mixed_precision, distributed_type=kind)
+    assert frozen_dtype(accelerator) == dtype

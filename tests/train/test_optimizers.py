@@ -107,7 +107,6 @@ def test_prodigy(make_config: MakeConfig) -> None:
     assert_it_descends(denoiser, optimizer)
 
 
-@pytest.mark.xfail(strict=True, reason="Prodigy takes one rate for all groups and fails at the first step")
 def test_prodigy_with_a_rate_for_text_is_refused(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

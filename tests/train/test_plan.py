@@ -54,7 +54,6 @@ def test_without_averages_and_states_there_is_less(make_config: MakeConfig) -> N
     assert (memory.average, memory.optimizer) == (0, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="the VAE stays float32 but is counted in the training precision")
 @pytest.mark.parametrize("method", METHODS)
 def test_memory_adds_up_in_half_precision(make_config: MakeConfig, method: str) -> None:
     config = make_config(**METHODS[method])

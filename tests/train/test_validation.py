@@ -73,7 +73,7 @@ def make_training(make_config: Callable[..., Config], tmp_path: Path) -> Callabl
         networks = prepare_networks(load_base(config.model), config.model)
         with torch.no_grad():
             for number, (_, weight) in enumerate(networks.denoiser.trained()):
-                weight.copy_(torch.randn(weight.shape, generator=seeded(9, number)))
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=seeded(9, number)))
         return set_up(config, networks, Accelerator(cpu=True), run=tmp_path)
 
     return make
