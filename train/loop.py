@@ -194,14 +194,13 @@ def _descend(
         loss, per_sample = loss_of(batch)
         accelerator.backward(loss)
         if accelerator.sync_gradients:
-            norm = accelerator.clip_grad_norm_(training.denoiser.parameters(), max_grad_norm)
+            norm = accelerator.clip_grad_norm_(list(training.weights.values()), max_grad_norm)
             meter.add_norm(norm, may_overflow=accelerator.scaler is not None)
         training.optimizer.step()
         training.optimizer.zero_grad()
     if accelerator.sync_gradients:
         training.schedule.step()
-        if training.average:
-            training.average.step(training.weights.values())
+        training.update_average()
     return per_sample
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,20 @@ TINY_BASE = Path(__file__).parents[1] / "assets" / "tiny-base"
 
 @dataclass
 class Networks:
-    """A base with what is trained of it: the pipeline's own modules, and all of them as one to train."""
+    """A base with what is trained of it: the pipeline's own modules, and all of them as one to train.
+
+    idle: the modules that no training step runs, kept off the GPU between previews.
+    """
 
     pipeline: Any
     controlnet: ControlNetModel | None
     denoiser: Denoiser
+    idle: list[torch.nn.Module] = field(default_factory=list)
+
+    def rest(self) -> None:
+        """Moves what is idle to the CPU."""
+        for module in self.idle:
+            module.to("cpu")
 
 
 def resolve_base(base: str) -> str:

@@ -76,6 +76,7 @@ def save_preview(
             processes=processes,
             latents_only=True,
         )
+        networks.rest()
     if accelerator.is_main_process:
         folder = run / "samples"
         captions = [part.catalogue.captions[row] for row in rows]

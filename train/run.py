@@ -205,6 +205,9 @@ def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, c
         )
         for part in (prepared.train, prepared.held_out)
     )
+    networks.idle = [networks.pipeline.vae]
+    if cached_text:
+        networks.idle += text_encoders(networks.pipeline)
     training = set_up(
         config, networks, accelerator, run=run, warn=lambda text: stage.say(f"[yellow]warning: {text}[/]")
     )

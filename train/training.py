@@ -50,6 +50,15 @@ class Training:
         """What is exported, by name: the averages, or the weights themselves. All processes call it."""
         return self.averaged_weights() or {name: whole(weight) for name, weight in self.weights.items()}
 
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the averages towards the weights, all at once: EMAModel would go tensor by tensor."""
+        if self.average is not None:
+            self.average.optimization_step += 1
+            decay = self.average.get_decay(self.average.optimization_step)
+            weights: list[torch.Tensor] = list(self.weights.values())
+            torch._foreach_lerp_(list(self.average.shadow_params), weights, 1 - decay)
+
     @contextmanager
     def evaluation(self) -> Iterator[Networks]:
         """Networks with the averages in place of the trained weights, in evaluation mode, for the length of
@@ -107,6 +116,7 @@ def set_up(
     any; `warn` is told of checkpoints that had to be skipped."""
     options, denoiser = config.train, networks.denoiser
     move(networks, accelerator.device)
+    networks.rest()
     if options.channels_last:
         for network in denoiser.networks:
             network.to(memory_format=torch.channels_last)
