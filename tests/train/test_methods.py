@@ -15,6 +15,7 @@ from onbrand.train.metrics import read_metrics
 from onbrand.train.models import load_base, prepare_networks
 from onbrand.train.prepare import split_catalogue
 from onbrand.train.run import run_training
+from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
 
 QUIET = Console(quiet=True)
@@ -217,3 +218,18 @@ def test_frozen_weights_take_the_training_precision_and_trained_ones_stay_float3
                 expected = torch.float32 if parameter.requires_grad else torch.bfloat16
                 assert parameter.dtype == expected, (method, name)
         assert all(p.dtype == torch.float32 for p in networks.pipeline.vae.parameters())
+
+
+def test_dora_trains_magnitudes_and_rslora_scales_by_the_root_of_the_rank(bases: dict[str, Path]) -> None:
+    def networks(**lora: object):
+        overrides = [f"model.lora.{key}={value}" for key, value in lora.items()]
+        config = config_of(overrides, model={"base": str(bases["sd1"]), "method": "lora"})
+        return prepare_networks(load_base(config.model), config.model)
+
+    names = [[name for name, _ in networks(rank=4, dora=dora).denoiser.trained()] for dora in (False, True)]
+    assert not any("magnitude" in name for name in names[0])
+    assert any("magnitude" in name for name in names[1])
+    for rslora, expected in ((False, 8 / 4), (True, 8 / 4**0.5)):
+        unet = networks(rank=4, alpha=8, rslora=rslora).pipeline.unet
+        scales = {m.scaling["default"] for m in unet.modules() if isinstance(m, BaseTunerLayer)}
+        assert scales == {expected}

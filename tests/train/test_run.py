@@ -189,6 +189,28 @@ def test_what_makes_it_fast_or_small_leaves_the_losses_alone(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_compiled_unet_leaves_the_losses_alone(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    original = torch.nn.Module.compile
+
+    def without_code_generation(module: torch.nn.Module) -> None:
+        compiled.append(type(module).__name__)
+        original(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_code_generation)
+    options = {"train__steps": 3, "train__preview_every": 3, "run__audit__steps": 2}
+    plain = run_training(make_config(run__dir=tmp_path / "plain", **options), console=QUIET)
+    other = run_training(
+        make_config(run__dir=tmp_path / "other", train__compile=True, **options), console=QUIET
+    )
+    assert compiled == ["UNet2DConditionModel"]
+    losses = [[row["loss"] for row in read_metrics(run)] for run in (plain, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert set(weights_of(plain)) == set(weights_of(other))
+
+
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_bf16_follows_the_float32_losses_and_ships_float32(
     make_config: MakeConfig, tmp_path: Path, method: str
