@@ -24,19 +24,20 @@ LATENT_SHAPE = (4, 8, 8)
 PIXELS = 32
 
 
-def make_unet(*, seed: int = 0) -> UNet2DConditionModel:
+def make_unet(*, seed: int = 0, **config: object) -> UNet2DConditionModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return UNet2DConditionModel(
-            sample_size=LATENT_SHAPE[1],
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            attention_head_dim=4,
-            cross_attention_dim=TEXT_WIDTH,
-        ).eval()
+        form = {
+            "sample_size": LATENT_SHAPE[1],
+            "block_out_channels": (8, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "norm_num_groups": 4,
+            "attention_head_dim": 4,
+            "cross_attention_dim": TEXT_WIDTH,
+        }
+        return UNet2DConditionModel(**form | config).eval()
 
 
 def make_vae(*, seed: int = 0, **config: object) -> AutoencoderKL:
@@ -118,22 +119,14 @@ def save_v_base(folder: Path) -> Path:
 
 
 def make_xl_unet(*, seed: int = 0) -> UNet2DConditionModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return UNet2DConditionModel(
-            sample_size=LATENT_SHAPE[1],
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            attention_head_dim=4,
-            use_linear_projection=True,
-            cross_attention_dim=sum(XL_WIDTHS),
-            addition_embed_type="text_time",
-            addition_time_embed_dim=XL_TIME_WIDTH,
-            projection_class_embeddings_input_dim=XL_TIME_IDS * XL_TIME_WIDTH + XL_POOLED,
-        ).eval()
+    return make_unet(
+        seed=seed,
+        use_linear_projection=True,
+        cross_attention_dim=sum(XL_WIDTHS),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=XL_TIME_WIDTH,
+        projection_class_embeddings_input_dim=XL_TIME_IDS * XL_TIME_WIDTH + XL_POOLED,
+    )
 
 
 def make_xl_text_encoder(number: int, *, seed: int = 0) -> CLIPTextModel | CLIPTextModelWithProjection:
