@@ -18,6 +18,7 @@ from ..evaluation import RULES
 from ..evaluation.audit import describe_limits
 from .judge import Audited, sheet
 from .prepare import Prepared
+from .preview import GROWTH
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -32,6 +33,7 @@ def write_report(
 ) -> Path:
     """Writes the run's report.html, pictures inlined."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    growth = run / "samples" / GROWTH
     limits = next(iter(audits.values())).report.limits
     page = environment.from_string(TEMPLATE.read_text()).render(
         name=run.name,
@@ -41,6 +43,7 @@ def write_report(
         audits={name: audited.report for name, audited in audits.items()},
         sheets={name: data_uri(sheet(audited, title=name)) for name, audited in audits.items()},
         overview=data_uri(Image.open(run / "before_and_after.png")),
+        growth=data_uri(Image.open(growth)) if growth.exists() else None,
         loss=loss_curve(metrics),
         prepared=prepared,
         offset_from=prepared.start_distribution.offset_from,
@@ -62,8 +65,9 @@ def data_uri(image: Image.Image) -> str:
 def loss_curve(
     metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height: int = 180
 ) -> dict[str, Any]:
-    """SVG polylines of the loss inside and outside the offset range, over steps, on a log scale."""
-    names = {"loss_elsewhere": "elsewhere", "loss_offset_range": "offset range"}
+    """SVG polylines of the loss inside and outside the offset range and of the held-out loss, over steps, on a
+    log scale."""
+    names = {"loss_elsewhere": "elsewhere", "loss_offset_range": "offset range", "held_out_loss": "held out"}
     series = {
         label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0]
         for key, label in names.items()
