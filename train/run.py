@@ -103,12 +103,13 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
     buckets = buckets_of(catalogue, config.data)
     check_class_sizes(catalogue, buckets, config.start.components)
     dtype = frozen_dtype(stage.accelerator)
-    cached_text = should_cache(
+    fits = should_cache(
         config.train.cache_text,
         frozen=config.model.text_encoder == "frozen",
         size=embeddings_size(networks.pipeline, catalogue.captions, dtype=dtype),
         cache_dir=latents_folder(config.data, stage.run),
     )
+    cached_text = stage.processes.gather([fits])[0]  # disks differ: the main process decides
     stage.say(catalogue_table(*parts))
     stage.say(
         plan_table(

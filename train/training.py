@@ -121,7 +121,8 @@ def set_up(
         for network in denoiser.networks:
             network.to(memory_format=torch.channels_last)
     if options.gradient_checkpointing:
-        checkpoint_gradients(denoiser.children())
+        # a frozen UNet too: gradients of text encoders and ControlNet pass through it
+        checkpoint_gradients({denoiser.unet, *denoiser.children()})
     if options.compile:
         networks.pipeline.unet.compile()
     spare = None
