@@ -67,7 +67,11 @@ def loss_curve(
 ) -> dict[str, Any]:
     """SVG polylines of the loss inside and outside the offset range and of the held-out loss, over steps, on a
     log scale."""
-    names = {"loss_elsewhere": "elsewhere", "loss_offset_range": "offset range", "held_out_loss": "held out"}
+    names = {
+        "loss_elsewhere": "elsewhere",
+        "loss_offset_range": "offset range",
+        "held_out_loss": "held out",
+    }
     series = {
         label: [(row["step"], row[key]) for row in metrics if row.get(key, 0) > 0]
         for key, label in names.items()
