@@ -65,8 +65,7 @@ def data_uri(image: Image.Image) -> str:
 def loss_curve(
     metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height: int = 180
 ) -> dict[str, Any]:
-    """SVG polylines of the loss inside and outside the offset range and of the held-out loss, over steps, on a
-    log scale."""
+    """SVG polylines over steps, on a log scale: the loss inside and outside the offset range, the held-out loss."""
     names = {
         "loss_elsewhere": "elsewhere",
         "loss_offset_range": "offset range",
