@@ -65,7 +65,7 @@ def data_uri(image: Image.Image) -> str:
 def loss_curve(
     metrics: Sequence[Mapping[str, Any]], *, width: int = 720, height: int = 180
 ) -> dict[str, Any]:
-    """SVG polylines over steps, on a log scale: the loss inside and outside the offset range, the held-out loss."""
+    """SVG polylines over steps, log scale: the loss inside and outside the offset range, and held out."""
     names = {
         "loss_elsewhere": "elsewhere",
         "loss_offset_range": "offset range",
