@@ -68,6 +68,10 @@ def sample(
     class_name: Annotated[str | None, typer.Option("--class", help="The class to start from")] = None,
     start: Annotated[str, typer.Option(help="mean, draw, or none for pure noise")] = "mean",
     start_image: Annotated[Path | None, typer.Option(help="Start from this picture instead")] = None,
+    condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt")] = 4,
     scheduler: Sampler = "DDIMScheduler",
     steps: Steps = 20,
@@ -79,7 +83,8 @@ def sample(
     from .commands.sample import sample
 
     sheet = sample(
-        checkpoint, prompts, class_name=class_name, start=start, start_image=start_image, count=count,
+        checkpoint, prompts, class_name=class_name, start=start, start_image=start_image, condition=condition,
+        size=size, count=count,
         scheduler=scheduler, steps=steps, guidance=guidance, seed=seed, output=output,
     )  # fmt: skip
     typer.echo(f"wrote {sheet}")

@@ -59,7 +59,9 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
     from ..train.prepare import encode_part, latents_folder, split_catalogue
 
     pipeline = load_pipeline(subject).to(best_device())
-    config = config_of(overrides, data={"source": against, **framing_of(pipeline)})
+    config = config_of(
+        overrides, data={"source": against, **framing_of(pipeline)}, model=condition_of(pipeline)
+    )
     parts = [
         encode_part(catalogue, pipeline.vae, config, cache_dir=latents_folder(config.data, output),
                     device=pipeline.device)
@@ -80,4 +82,13 @@ def framing_of(pipeline: Any) -> dict[str, Any]:
     start = pipeline.start_distribution
     known = dict((start.config["image_transform"] if start else None) or {})
     frame = {key: known[key] for key in ("fit", "backdrop") if key in known}
-    return {"resolution": pipeline._size(None, None)[0], **frame}
+    height, width = pipeline._size(None, None)
+    factor = pipeline.vae_scale_factor
+    sizes = [[h * factor, w * factor] for h, w in start.sizes] if start else [[height, width]]
+    buckets = sizes if len(sizes) > 1 or height != width else None
+    return {"resolution": height, "buckets": buckets, **frame}
+
+
+def condition_of(pipeline: Any) -> dict[str, Any]:
+    """The model settings under which a pipeline can be drawn from: a ControlNet is shown cut-out products."""
+    return {"controlnet": {"condition": "segment"}} if hasattr(pipeline, "controlnet") else {}

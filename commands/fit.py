@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from ..configs import config_of
-from .audit import framing_of
+from .audit import condition_of, framing_of
 from .console import best_device, quiet_console
 
 
@@ -28,7 +28,10 @@ def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Pat
     pipeline = load_pipeline(resolve_base(into)).to(best_device())
     # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
     config = config_of(
-        overrides, data={"source": catalogue, **framing_of(pipeline)}, start={"enabled": False}
+        overrides,
+        data={"source": catalogue, **framing_of(pipeline)},
+        start={"enabled": False},
+        model=condition_of(pipeline),
     )
     parts = split_catalogue(config)
     console.print(catalogue_table(*parts))

@@ -32,6 +32,8 @@ def sample(
     class_name: str | None,
     start: str,
     start_image: Path | None,
+    condition: Path | None,
+    size: tuple[int, int] | None,
     count: int,
     scheduler: str,
     steps: int,
@@ -60,7 +62,17 @@ def sample(
         "checkpoint": checkpoint, "class": class_name, "start": start, "scheduler": scheduler, "steps": steps,
         "guidance": guidance,
     }  # fmt: skip
-    call: dict[str, Any] = {}
+    call: dict[str, Any] = {} if size is None else {"height": size[0], "width": size[1]}
+    images = None
+    if hasattr(pipeline, "controlnet"):
+        if condition is None:
+            raise ValueError(
+                f"--condition must be a picture for {checkpoint}, which has a ControlNet, got none"
+            )
+        recipe["condition"] = str(condition)
+        images = [Image.open(condition).convert("RGB")] * len(prompts)
+    elif condition is not None:
+        raise ValueError(f"--condition must not be given for {checkpoint}, which has no ControlNet")
     if start_image is not None:
         recipe["start_image"] = str(start_image)
         call["start_image"] = Image.open(start_image)
@@ -69,6 +81,7 @@ def sample(
         pictures = generate(
             pipeline,
             prompts,
+            images=images,
             class_names=[class_name] * len(prompts) if pipeline.start_distribution else None,
             start=start,
             sampler=Sampler(scheduler, steps),

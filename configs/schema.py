@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Targets = Annotated[list[str], Field(min_length=1)]
 Side = Annotated[int, Field(ge=8, multiple_of=8)]
 
 # Keys of other trainers that move the start of sampling by a scheme of their own.
@@ -34,8 +35,8 @@ class LoraConfig(Section):
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 16
-    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet
-    text_encoder_targets: list[str] = ["q_proj", "k_proj", "v_proj", "out_proj"]
+    targets: Targets = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet
+    text_encoder_targets: Targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dora: bool = False  # weight-decomposed: a trained magnitude beside the direction
     rslora: bool = False  # scaled by alpha / sqrt(rank) instead of alpha / rank
@@ -161,6 +162,14 @@ class TrainConfig(Section):
     preview_every: Positive = 500
     validate_every: Positive = 500
     validation_pictures: Positive = 256
+
+    @model_validator(mode="after")
+    def _prodigy_finds_its_rate(self) -> TrainConfig:
+        if self.optimizer == "prodigy" and self.learning_rate < 0.1:
+            raise ValueError(
+                f"learning_rate must be about 1 with prodigy, which multiplies it, got {self.learning_rate}"
+            )
+        return self
 
 
 class AuditConfig(Section):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import Progress
 
@@ -31,26 +33,30 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
     """
     config, run, processes = stage.config, stage.run, stage.processes
     settings, limits = config.run.audit, Limits.load(run / "limits.json")
-    device = stage.accelerator.device
-    model = load_pipeline(run / "model").to(device)
-    base = shipping_pipeline(load_base(config.model), model.start_distribution).to(device)
-    start = start_of(model.start_distribution)
-    audits: dict[str, Audited] = {
-        HELD_OUT: audit_held_out(prepared.held_out, model.vae, limits=limits, processes=processes)
-    }
+
+    def drawn(pipeline: Any, how: str) -> Audited:
+        pipeline.safety_checker = None  # a picture it blackens says nothing about the brand
+        return audit_model(
+            pipeline.to(stage.accelerator.device),
+            prepared.held_out,
+            limits=limits,
+            start=how,
+            settings=settings,
+            seed=config.run.seed,
+            processes=processes,
+            advance=lambda count: progress.advance(bar, count * processes.count),
+        )
+
+    audits: dict[str, Audited] = {}
     with Progress(console=Console(stderr=True), transient=True, disable=not processes.is_main) as progress:
         bar = progress.add_task("audit: drawing pictures", total=3 * settings.pictures)
-        for name, pipeline, how in ((BASE, base, "none"), (NOISE, model, "none"), (START, model, start)):
-            audits[name] = audit_model(
-                pipeline,
-                prepared.held_out,
-                limits=limits,
-                start=how,
-                settings=settings,
-                seed=config.run.seed,
-                processes=processes,
-                advance=lambda count: progress.advance(bar, count * processes.count),
-            )
+        # one after the other: two whole models need not fit on the GPU
+        audits[BASE] = drawn(shipping_pipeline(load_base(config.model), prepared.start_distribution), "none")
+        model = load_pipeline(run / "model")
+        audits[NOISE] = drawn(model, "none")
+        audits[START] = drawn(model, start_of(model.start_distribution))
+    held_out = audit_held_out(prepared.held_out, model.vae, limits=limits, processes=processes)
+    audits = {HELD_OUT: held_out, **audits}
     if processes.is_main:
         for name, audited in audits.items():
             save_audit(audited, name=name, run=run)

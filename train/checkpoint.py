@@ -142,7 +142,9 @@ def newest_complete(
     """
     found = checkpoints(run)
     choice: list[Any] = [None, ""]
-    if accelerator.is_main_process and found:
+    if accelerator.is_main_process:
+        for left in (run / FOLDER).glob("step_*.partial"):  # by a save that was killed
+            shutil.rmtree(left)
         for checkpoint in reversed(found):
             reason = damage(checkpoint)
             if not reason:

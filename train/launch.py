@@ -38,6 +38,11 @@ def start_accelerator(config: Config) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(non_blocking=True),
         kwargs_handlers=handlers,
     )
+    if accelerator.gradient_accumulation_steps != config.train.gradient_accumulation:
+        raise ValueError(
+            f"train.gradient_accumulation must be what the launch config says, got "
+            f"{config.train.gradient_accumulation} with {accelerator.gradient_accumulation_steps}"
+        )
     if plugin := accelerator.state.deepspeed_plugin:
         # DeepSpeed wants to know it before it sees a loader
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = config.train.batch_size

@@ -19,10 +19,10 @@ from .checkpoint import checkpoints, save_checkpoint
 from .metrics import LossMeter, append_metrics, held_out_losses
 from .models import training_schedule
 from .order import class_draws, training_order
-from .prepare import Prepared
+from .prepare import Prepared, preview_file
 from .samples import Texts, TimestepLaw, TrainingSamples
 from .step import StepLoss, training_loss
-from .stop import Stopped, StopRequest
+from .stop import Stopped, StopRequest, leave_signals_to_the_main_process
 from .training import Training
 
 LossOf = Callable[[Mapping[str, torch.Tensor]], StepLoss]
@@ -69,6 +69,7 @@ def batches(config: Config, training: Training, prepared: Prepared, texts: Texts
             remaining,
             batch_size=options.batch_size,
             num_workers=options.workers,
+            worker_init_fn=leave_signals_to_the_main_process,
             # its own, so that a resumed run leaves the restored random state as it is
             generator=torch.Generator(),
             pin_memory=accelerator.device.type == "cuda",
@@ -125,12 +126,13 @@ def train(
         offset_from=prepared.start_distribution.offset_from,
         device=accelerator.device,
     )
-    if training.first_step == 0:
-        preview(0)
 
     def due(every: int) -> bool:
         return step % every == 0 or step == options.steps
 
+    step = training.first_step
+    if due(options.preview_every) and not preview_file(run, step).exists():
+        preview(step)  # the first, or one that a killed run saved before and did not draw
     with _progress(disable=not accelerator.is_main_process) as progress, StopRequest() as stop:
         bar = progress.add_task("training", total=options.steps, completed=training.first_step)
         for step in _steps(config, training, batches(config, training, prepared, texts), loss_of, meter):
@@ -149,8 +151,6 @@ def train(
                 if accelerator.is_main_process:
                     append_metrics(run, values)
                 progress.update(bar, completed=step, description=_description(values))
-            if due(options.preview_every):
-                preview(step)
             if save:
                 saved = save_checkpoint(
                     accelerator,
@@ -163,6 +163,8 @@ def train(
                 )
             if signum and step < options.steps:
                 raise Stopped(step, saved, signum)
+            if due(options.preview_every):
+                preview(step)
             if save or due(options.preview_every) or due(options.validate_every):
                 meter.restart_clock()
 

@@ -185,7 +185,16 @@ def add_token(pipeline: Any, config: TokenConfig) -> None:
         weight = encoder.get_input_embeddings().weight
         weight.requires_grad_(False)
         weight[row] = weight[initial]
+        _pool_at_the_end(encoder, tokenizer.eos_token_id)
         encoder.add_adapter(TrainableTokensConfig(target_modules=["token_embedding"], token_indices=[row]))
+
+
+def _pool_at_the_end(encoder: Any, eos_token_id: int) -> None:
+    """Older configs say 2, which transformers takes for "at the highest id": that would be the new word."""
+    encoder.config.eos_token_id = eos_token_id
+    for module in encoder.modules():
+        if hasattr(module, "eos_token_id"):
+            module.eos_token_id = eos_token_id
 
 
 def merge_adapters(network: Any) -> None:

@@ -89,7 +89,8 @@ def plan_table(
         counts = (f"{h} x {w}: {count}" for (h, w), count in buckets.counts().items())
         table.add_row("buckets", ", ".join(counts) + "; leftovers open the next epoch's batches")
     else:
-        table.add_row("size", f"{config.data.resolution} x {config.data.resolution}; nothing is dropped")
+        height, width = buckets.sizes[0]
+        table.add_row("size", f"{height} x {width}; nothing is dropped")
     size = embeddings_size(pipeline, catalogue.captions, dtype=dtype) / 2**20
     table.add_row("text", f"embeddings on disk, {size:.1f} MiB" if cached_text else "encoded in every step")
     memory = memory_of(networks, config, dtype=dtype)

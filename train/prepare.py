@@ -96,6 +96,11 @@ def latents_folder(config: DataConfig, output: Path) -> Path:
     return Path(config.cache_dir) if config.cache_dir else output.parent / "latents"
 
 
+def preview_file(run: Path, step: int) -> Path:
+    """Where the preview of a step is kept."""
+    return run / "samples" / f"step_{step}.png"
+
+
 def samplers_of(config: StartConfig) -> list[Sampler]:
     """The declared samplers; the default set when the config names none."""
     if config.samplers is None:
@@ -149,7 +154,37 @@ def split_catalogue(config: Config, *, processes: Processes = ALONE) -> tuple[Ca
         raise ValueError(
             f"catalogue must have a class of at least two pictures to hold one out, got {len(train)}"
         )
-    return train, held_out
+    return train, _with_a_start(held_out, train, config.data)
+
+
+def _with_a_start(held_out: Catalogue, train: Catalogue, config: DataConfig) -> Catalogue:
+    """The held-out pictures whose class has training pictures in their bucket: the others have no start.
+
+    Raises ValueError if none is left.
+    """
+    known, wanted = (
+        list(
+            zip(
+                buckets_of(part, config, complete=False).bucket_ids.tolist(),
+                part.class_ids.tolist(),
+                strict=True,
+            )
+        )
+        for part in (train, held_out)
+    )
+    kept = [row for row, pair in enumerate(wanted) if pair in set(known)]
+    if not kept:
+        raise ValueError(
+            "catalogue must have a held-out picture whose class has training pictures in its bucket, got "
+            f"none of {len(held_out)}"
+        )
+    left_out = [
+        (held_out.origins[row], "held out alone in its bucket")
+        for row in range(len(held_out))
+        if row not in set(kept)
+    ]
+    train.dropped += left_out
+    return held_out.subset(kept)
 
 
 def buckets_of(catalogue: Catalogue, config: DataConfig, *, complete: bool = True) -> Buckets:

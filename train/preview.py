@@ -19,13 +19,14 @@ from ..inference.pipelines import (
 from ..pca import StartDistribution
 from .draw import draw, round_robin, start_of
 from .judge import side_by_side
-from .prepare import Part
+from .prepare import Part, preview_file
 from .text import text_encoders
 from .training import Training
 
 PREVIEWS = 16
 GROWTH = "growth.png"  # one row a visit
 SHOWN_IN_GROWTH = 8
+TILE = 128
 SHIPPED: dict[tuple[int, bool], Any] = {
     (1, False): OffsetStableDiffusionPipeline,
     (2, False): OffsetStableDiffusionXLPipeline,
@@ -81,7 +82,7 @@ def save_preview(
         folder = run / "samples"
         captions = [part.catalogue.captions[row] for row in rows]
         save_picture(
-            contact_sheet(pictures, captions=captions, title=f"step {step}"), folder / f"step_{step}.png"
+            contact_sheet(pictures, captions=captions, title=f"step {step}"), preview_file(run, step)
         )
         _grow(folder, pictures[:SHOWN_IN_GROWTH], step=step)
     accelerator.wait_for_everyone()
@@ -103,8 +104,14 @@ def _grow(folder: Path, pictures: list[Image.Image], *, step: int) -> None:
     for file in sorted((folder / "growth").glob("*_*.png")):
         visits.setdefault(int(file.stem.split("_")[0]), []).append(file)
     rows = {
-        f"step {visit}": [Image.open(file) for file in files]
+        f"step {visit}": [_opened(file) for file in files]
         for visit, files in sorted(visits.items())
         if visit <= step and len(files) == len(pictures)
     }
     save_picture(side_by_side(rows, columns=SHOWN_IN_GROWTH), folder / GROWTH)
+
+
+def _opened(file: Path) -> Image.Image:
+    """A tile's worth of a picture, its file closed again: a long run has many."""
+    with Image.open(file) as picture:
+        return picture.convert("RGB").resize((TILE, round(TILE * picture.height / picture.width)))

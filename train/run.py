@@ -16,6 +16,7 @@ from rich.console import Console
 from ..configs.schema import Config
 from ..data.catalogue import Catalogue
 from ..data.latents import encode_latents, weights_hash
+from ..data.processes import Processes
 from ..data.table import catalogue_table
 from ..evaluation import contact_sheet
 from ..evaluation.rules import write_json
@@ -30,6 +31,7 @@ from .models import Networks, check_method, load_base, prepare_networks, trainin
 from .optimizers import check_optimizer
 from .plan import plan_table, start_warning
 from .prepare import (
+    Part,
     Prepared,
     buckets_of,
     check_class_sizes,
@@ -41,7 +43,7 @@ from .prepare import (
     transform_of,
 )
 from .preview import save_picture, save_preview
-from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, start_run
+from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, recorded, start_run
 from .stop import Stopped
 from .text import text_encoders
 from .text_cache import embeddings_size, should_cache, texts_of
@@ -74,7 +76,9 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     if dry_run:
         _show_first_pictures(stage, pipeline, parts[0])
         return run
-    prepared, lock = _prepare(stage, networks, parts, t_min=t_min, base_hash=base_hash)
+    prepared, lock = _prepare(
+        stage, networks, parts, t_min=t_min, base_hash=base_hash, cached_text=cached_text
+    )
     if not (run / "model").exists():
         try:
             _train_and_export(stage, networks, prepared, cached_text=cached_text)
@@ -82,6 +86,9 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
             stage.say(f"[yellow]{stopped}[/]", soft_wrap=True)
             raise
     accelerator.free_memory()
+    pipeline.to("cpu")
+    if networks.controlnet is not None:
+        networks.controlnet.to("cpu")
     if not (run / "audit.json").exists():
         audit_run(stage, prepared)
     say_result(stage)
@@ -109,7 +116,7 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
         size=embeddings_size(networks.pipeline, catalogue.captions, dtype=dtype),
         cache_dir=latents_folder(config.data, stage.run),
     )
-    cached_text = stage.processes.gather([fits])[0]  # disks differ: the main process decides
+    cached_text = stage.processes.gather([recorded(stage.run, "cached text", fits)])[0]  # disks differ
     stage.say(catalogue_table(*parts))
     stage.say(
         plan_table(
@@ -152,6 +159,7 @@ def _prepare(
     *,
     t_min: int,
     base_hash: list[str],
+    cached_text: bool,
 ) -> tuple[Prepared, FileLock | None]:
     """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs, and
     the lock that holds it on the main process."""
@@ -169,6 +177,8 @@ def _prepare(
     told = json.dumps([part.catalogue.captions, part.catalogue.class_ids.tolist()])
     inputs = {
         "pictures": part.cache.content_hash,
+        "conditions": _hash_conditions(part, processes),
+        "cached text": cached_text,
         "captions and classes": hashlib.sha256(told.encode()).hexdigest(),
         "base": base_hash,
         "global batch": options.batch_size * options.gradient_accumulation * processes.count,
@@ -187,6 +197,17 @@ def _prepare(
             write_json(inputs, run / INPUTS)
     processes.wait()
     return prepared, lock
+
+
+def _hash_conditions(part: Part, processes: Processes) -> str:
+    """sha256 over the columns of condition pictures or masks, "" without any."""
+    if part.condition is None or part.condition.kind == "segment":
+        return ""
+
+    def digest(row: int) -> str:
+        return hashlib.sha256(part.catalogue.condition(row).tobytes()).hexdigest()
+
+    return hashlib.sha256("".join(processes.map(digest, range(len(part)))).encode()).hexdigest()
 
 
 def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
@@ -250,6 +271,7 @@ def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, c
             run=run,
             prompt=part.catalogue.captions[0],
             condition=part.condition.image(0) if part.condition else None,
+            device=accelerator.device,
         )
     stage.processes.wait()
 

@@ -17,6 +17,8 @@ from ..configs.schema import Config
 from ..data.processes import Processes
 
 CONFIG = "config.yaml"
+# what may differ when a run goes on: the global batch is compared as a whole
+FREE = {"train": ("batch_size", "gradient_accumulation", "workers"), "run": ("processes", "tracker")}
 INPUTS = "inputs.json"
 
 
@@ -42,8 +44,11 @@ def check_same_config(config: Config) -> None:
     if not file.exists():
         return
     # keys that are newer than the run had their defaults then
-    before = parse_config(yaml.safe_load(file.read_text())).to_dict()
-    if changed := differences(before, config.to_dict()):
+    before, after = parse_config(yaml.safe_load(file.read_text())).to_dict(), config.to_dict()
+    for section, keys in FREE.items():
+        for key in keys:
+            before[section][key] = after[section][key]
+    if changed := differences(before, after):
         raise ConfigError(
             f"config must be the one that {file.parent} was started with, got differences:\n  "
             + "\n  ".join(changed)
@@ -82,3 +87,9 @@ def check_same_inputs(run: Path, inputs: dict[str, Any]) -> bool:
     if file.exists() and (changed := differences(json.loads(file.read_text()), inputs)):
         raise ConfigError(f"{run} must go on with what it was started with, got " + "; ".join(changed))
     return file.exists()
+
+
+def recorded(run: Path, key: str, default: Any) -> Any:
+    """An input that the run has recorded, `default` if it has not."""
+    file = run / INPUTS
+    return json.loads(file.read_text()).get(key, default) if file.exists() else default

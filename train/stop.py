@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -11,6 +12,13 @@ import torch
 from accelerate import Accelerator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ECHO = 1.0  # seconds within which another signal is the same wish: launchers pass on what the group has heard
+
+
+def leave_signals_to_the_main_process(_: int) -> None:
+    """For dataloader workers: a signal to the whole group must not end them before the run is saved."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class Stopped(Exception):
@@ -25,11 +33,13 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers the first signal inside its block, and puts the handlers back after it, or at once when the
-    signal came. Outside the main thread it hears nothing."""
+    """Remembers the first signal inside its block; a second one, a second later, does what it did before.
+
+    Outside the main thread it hears nothing."""
 
     def __init__(self) -> None:
         self.signum = 0
+        self._heard = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -42,9 +52,16 @@ class StopRequest:
             signal.signal(signum, handler)
         self._before = {}
 
-    def _remember(self, signum: int, _: FrameType | None) -> None:
-        self.signum = signum
-        self.__exit__()
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        if not self.signum:
+            self.signum, self._heard = signum, time.monotonic()
+        elif time.monotonic() - self._heard > ECHO:
+            handler = self._before[signum]
+            self.__exit__()
+            if callable(handler):
+                handler(signum, frame)
+            else:
+                signal.raise_signal(signum)
 
     def seen(self, accelerator: Accelerator, *, ask_others: bool) -> int:
         """The signal, 0 if none came. Several processes answer alike, but only when all of them ask."""

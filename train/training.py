@@ -150,8 +150,9 @@ def set_up(
     # the schedule is a function of the step: nothing to save, nothing to load
     for group, rate in zip(raw.param_groups, rates, strict=True):
         group["initial_lr"] = rate
+    constant = "constant_with_warmup" if options.warmup_steps else "constant"
     schedule = get_scheduler(
-        options.schedule,
+        constant if options.schedule == "constant" else options.schedule,
         raw,
         num_warmup_steps=options.warmup_steps,
         num_training_steps=options.steps,

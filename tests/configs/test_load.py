@@ -116,6 +116,11 @@ def test_another_schemes_start_is_refused_with_the_reason(key: str) -> None:
         (["model.token.word=two words"], "model.token.word: string should match pattern"),
         (["data.buckets=[[64, 60]]"], "data.buckets.0.1: input should be a multiple of 8, got 60"),
         (["train.optimizer=adam"], "train.optimizer: input should be 'adamw'"),
+        (
+            ["train.optimizer=prodigy"],
+            "learning_rate must be about 1 with prodigy, which multiplies it, got 1e-05",
+        ),
+        (["model.lora.targets=[]"], "model.lora.targets: list should have at least 1 item"),
         (["run.processes=0"], "run.processes: input should be greater than or equal to 1, got 0"),
     ],
 )

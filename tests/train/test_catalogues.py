@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from onbrand.configs import Config
+from onbrand.configs import Config, ConfigError
 from onbrand.inference import load_pipeline
 from onbrand.train.metrics import read_metrics
 from onbrand.train.prepare import prepare, split_catalogue
@@ -155,3 +155,42 @@ def test_a_dry_run_shows_the_first_pictures_as_training_sees_them(
     assert not run.exists()
     picture = Image.open(run.with_name("run_dry_run.png"))
     assert picture.width > 100
+
+
+def test_a_controlnet_on_two_buckets(make_config: MakeConfig, folder: Path) -> None:
+    options = {"model__method": "frozen", "model__controlnet": "{condition: mask, column: mask}"}
+    run = run_training(
+        make_config(data__source=folder, **BUCKETS, **SHORT, **options), console=Console(quiet=True)
+    )
+    assert json.loads((run / "audit.json").read_text())["n"] == 4
+
+
+def test_a_picture_held_out_alone_in_its_bucket_is_left_out_and_said(
+    make_config: MakeConfig, folder: Path
+) -> None:
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    bags = [i for i, row in enumerate(rows) if row["class"] == "bag"]
+    for i in bags[1:]:  # one landscape bag is left
+        Image.new("RGB", (64, 96), "white").save(folder / f"{i}.png")
+    Image.new("RGB", (96, 64), "white").save(folder / f"{bags[0]}.png")
+    lonely = f"{bags[0]}.png"
+    for seed in range(20):
+        config = make_config(data__source=folder, **BUCKETS, run__seed=seed)
+        train, held_out = split_catalogue(config)
+        alone = [origin for origin, reason in train.dropped if reason == "held out alone in its bucket"]
+        assert not any(lonely in origin for origin in held_out.origins)
+        if alone:
+            assert [lonely in origin for origin in alone] == [True]
+            return
+    pytest.fail("no seed held the picture out")
+
+
+def test_changed_masks_are_noticed(make_config: MakeConfig, folder: Path) -> None:
+    options = {"model__method": "frozen", "model__controlnet": "{condition: mask, column: mask}"}
+    config = make_config(data__source=folder, **SHORT, **options)
+    run_training(config, console=Console(quiet=True))
+    for file in folder.glob("*_mask.png"):
+        mask = Image.open(file)
+        mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
+    with pytest.raises(ConfigError, match="conditions: "):
+        run_training(config, console=Console(quiet=True))

@@ -15,6 +15,7 @@ from onbrand.train.metrics import read_metrics
 from onbrand.train.models import load_base, prepare_networks
 from onbrand.train.prepare import split_catalogue
 from onbrand.train.run import run_training
+from onbrand.train.text import embed, text_encoders, tokenize
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
 
@@ -233,3 +234,29 @@ def test_dora_trains_magnitudes_and_rslora_scales_by_the_root_of_the_rank(bases:
         unet = networks(rank=4, alpha=8, rslora=rslora).pipeline.unet
         scales = {m.scaling["default"] for m in unet.modules() if isinstance(m, BaseTunerLayer)}
         assert scales == {expected}
+
+
+def test_a_new_word_leaves_sdxl_pooling_at_the_captions_end(tiny: ModuleType, tmp_path: Path) -> None:
+    components = tiny.make_xl_components()
+    for name in ("text_encoder", "text_encoder_2"):  # as the published configs say
+        components[name].config.eos_token_id = 2
+        for module in components[name].modules():
+            if hasattr(module, "eos_token_id"):
+                module.eos_token_id = 2
+    StableDiffusionXLPipeline(**components).save_pretrained(tmp_path / "base")
+    config = config_of(
+        ["model.text_encoder=token", "model.method=frozen", "model.token.initial=a"],
+        model={"base": str(tmp_path / "base")},
+    )
+    pipeline = load_base(config.model)
+    prepare_networks(pipeline, config.model)
+    embeds = embed(text_encoders(pipeline), tokenize(pipeline, ["<brand> mug", "<brand> hat"]))
+    assert not torch.allclose(embeds.pooled[0], embeds.pooled[1], atol=1e-3)
+
+
+def test_a_new_word_goes_before_class_prefixes(make_config: MakeConfig, bases: dict[str, Path]) -> None:
+    options = {**SHORT, **options_of("token"), "data__class_prefixes": "{mug: a cup}"}
+    train, _ = split_catalogue(make_config(model__base=bases["sd1"], **options))
+    mugs = [c for c, p in zip(train.captions, train.pictures, strict=True) if p.class_name == "mug"]
+    assert mugs
+    assert all(caption.startswith("<brand>") for caption in train.captions)

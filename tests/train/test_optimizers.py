@@ -114,7 +114,12 @@ def test_prodigy_with_a_rate_for_text_is_refused(
     monkeypatch.setitem(sys.modules, "prodigyopt", library)
 
     def start() -> None:
-        config = make_config(train__optimizer="prodigy", train__text_encoder_learning_rate=0.5, **BOTH)
+        config = make_config(
+            train__optimizer="prodigy",
+            train__learning_rate=1.0,
+            train__text_encoder_learning_rate=0.5,
+            **BOTH,
+        )
         build_optimizer(denoiser_of(config), config.train)
 
     with pytest.raises(ValueError, match="text_encoder_learning_rate"):

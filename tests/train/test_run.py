@@ -165,6 +165,51 @@ def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_one_before_it_used(
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_run_goes_on_with_another_split_of_the_same_global_batch(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """As with twice the processes and half the batch of each: what is compared is the global batch."""
+    whole = run_training(make_config(run__dir=tmp_path / "whole"), console=QUIET)
+    broken = run_training(make_config(run__dir=tmp_path / "broken"), console=QUIET)
+    for name in ("model", "audits", "checkpoints/step_6"):
+        shutil.rmtree(broken / name)
+    (broken / "audit.json").unlink()
+    changes = {"train__batch_size": 2, "train__gradient_accumulation": 2, "train__workers": 1}
+    run_training(make_config(run__dir=broken, **changes), console=QUIET)
+    losses = [[row["loss"] for row in read_metrics(run)] for run in (whole, broken)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_warms_up(make_config: MakeConfig, schedule: str) -> None:
+    run = run_training(make_config(train__schedule=schedule, train__warmup_steps=4), console=QUIET)
+    rates = [row["lr"] for row in read_metrics(run)]
+    assert rates[:3] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3])
+
+
+def open_files() -> int:
+    """File descriptors of this process, 0 where the system does not list them."""
+    listed = Path("/proc/self/fd")
+    return len(list(listed.iterdir())) if listed.exists() else 0
+
+
+def test_previews_of_a_long_run_do_not_pile_up_open_files(make_config: MakeConfig) -> None:
+    before = open_files()
+    run = run_training(make_config(train__preview_every=1, train__steps=4), console=QUIET)
+    assert len(list((run / "samples" / "growth").glob("*.png"))) == 5 * 8
+    assert open_files() < before + 20
+
+
+def test_a_preview_that_a_killed_run_did_not_draw_is_drawn(make_config: MakeConfig) -> None:
+    run = run_training(make_config(train__preview_every=3), console=QUIET)
+    for name in ("model", "audits"):
+        shutil.rmtree(run / name)
+    for name in ("audit.json", "samples/step_6.png"):
+        (run / name).unlink()
+    run_training(make_config(train__preview_every=3), console=QUIET)
+    assert (run / "samples/step_6.png").exists()
+
+
 def test_two_commands_do_not_train_one_run(make_config: MakeConfig) -> None:
     run = start_run(make_config())
     with hold(run), pytest.raises(ValueError, match="one command at a time, got another at work in"):

@@ -9,14 +9,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from onbrand.train import stop as stop_module
 from onbrand.train.stop import SIGNALS, Stopped, StopRequest
 
 ALONE = SimpleNamespace(num_processes=1)
 
 
 @pytest.fixture
-def heard() -> Iterator[list[int]]:
-    """Signals that reached the handlers of before."""
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Signals that reached the handlers of before; a second signal counts at once."""
+    monkeypatch.setattr(stop_module, "ECHO", 0.0)
     signums: list[int] = []
     before = {signum: signal.signal(signum, lambda got, _: signums.append(got)) for signum in SIGNALS}
     yield signums
@@ -43,6 +45,17 @@ def test_the_first_signal_is_remembered_and_the_second_is_not(
         send(second)
         assert heard == [second]
         assert stop.seen(ALONE, ask_others=False) == first
+
+
+def test_an_echo_of_the_first_signal_is_no_second_wish(
+    heard: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_module, "ECHO", 60.0)
+    with StopRequest() as stop:
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)  # from the launcher, which heard the same
+        assert heard == []
+        assert stop.signum == signal.SIGTERM
 
 
 def test_the_handlers_are_put_back_after_the_block(heard: list[int]) -> None:
