@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Subset
@@ -141,32 +142,49 @@ def train(
             signum = stop.seen(accelerator, ask_others=log)
             save |= bool(signum)
             if log or save:
-                # a loss that is not finite stays in the meter's sums, so no bad state is ever saved
-                values = {"step": step, **meter.means(accelerator)}
-                check_loss(values, run, limit=options.max_loss)
-                values |= {"lr": training.schedule.get_last_lr()[0]}
+                values = _measured(step, training, meter, run=run, limit=options.max_loss)
                 if due(options.validate_every):
                     values |= validate()
-                accelerator.log(values, step=step)
-                if accelerator.is_main_process:
-                    append_metrics(run, values)
+                _log(values, accelerator, run)
                 progress.update(bar, completed=step, description=_description(values))
             if save:
-                saved = save_checkpoint(
-                    accelerator,
-                    run,
-                    step,
-                    average=training.averaged_weights(),
-                    average_steps=training.average.optimization_step if training.average else 0,
-                    keep=options.keep_checkpoints,
-                    held_out=held_out_losses(run),
-                )
+                saved = _save(step, training, run=run, keep=options.keep_checkpoints)
             if signum and step < options.steps:
                 raise Stopped(step, saved, signum)
             if due(options.preview_every):
                 preview(step)
             if save or due(options.preview_every) or due(options.validate_every):
                 meter.restart_clock()
+
+
+def _measured(
+    step: int, training: Training, meter: LossMeter, *, run: Path, limit: float
+) -> dict[str, float]:
+    """What a log line says of the steps since the last one. Raises ValueError as `check_loss` does.
+
+    A loss that is not finite stays in the meter's sums, so no bad state is ever saved.
+    """
+    values = {"step": step, **meter.means(training.accelerator)}
+    check_loss(values, run, limit=limit)
+    return values | {"lr": training.schedule.get_last_lr()[0]}
+
+
+def _log(values: Mapping[str, float], accelerator: Accelerator, run: Path) -> None:
+    accelerator.log(dict(values), step=int(values["step"]))
+    if accelerator.is_main_process:
+        append_metrics(run, dict(values))
+
+
+def _save(step: int, training: Training, *, run: Path, keep: int) -> Path:
+    return save_checkpoint(
+        training.accelerator,
+        run,
+        step,
+        average=training.averaged_weights(),
+        average_steps=training.average.optimization_step if training.average else 0,
+        keep=keep,
+        held_out=held_out_losses(run),
+    )
 
 
 def _steps(

@@ -71,7 +71,7 @@ def plan_table(
     per_step = options.batch_size * processes * options.gradient_accumulation
     factors = f"{options.batch_size} x {processes} process(es) x {options.gradient_accumulation} accumulation"
     table = Table(title="Plan", show_header=False)
-    for row in _networks(config, networks):
+    for row in _model_rows(config, networks):
         table.add_row(*row)
     table.add_row("global batch", f"{factors} = {per_step}")
     passes = options.steps * per_step / len(catalogue)
@@ -106,7 +106,7 @@ def plan_table(
     return table
 
 
-def _networks(config: Config, networks: Networks) -> list[tuple[str, str]]:
+def _model_rows(config: Config, networks: Networks) -> list[tuple[str, str]]:
     model = config.model
     trained = sum(p.numel() for _, p in networks.denoiser.trained())
     unet = sum(p.numel() for p in networks.pipeline.unet.parameters())

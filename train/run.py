@@ -47,7 +47,7 @@ from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, re
 from .stop import Stopped
 from .text import text_encoders
 from .text_cache import embeddings_size, should_cache, texts_of
-from .training import set_up
+from .training import Training, move, set_up
 from .validation import fixed_validation
 
 DRY_RUN_PICTURES = 16
@@ -212,11 +212,8 @@ def _hash_conditions(part: Part, processes: Processes) -> str:
 
 def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
     config, run, accelerator = stage.config, stage.run, stage.accelerator
-    if config.run.tracker != "none":
-        options = {"wandb": {"mode": os.environ.get("WANDB_MODE", "offline"), "dir": str(run)}}
-        accelerator.init_trackers("onbrand", config=_flat(config.to_dict()), init_kwargs=options)
-    for network in networks.denoiser.networks:
-        network.to(accelerator.device)
+    _start_tracker(stage)
+    move(networks, accelerator.device)
     texts, held_out_texts = (
         texts_of(
             networks.pipeline,
@@ -227,16 +224,15 @@ def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, c
         )
         for part in (prepared.train, prepared.held_out)
     )
-    networks.idle = [networks.pipeline.vae]
-    if cached_text:
-        networks.idle += text_encoders(networks.pipeline)
+    networks.idle = [networks.pipeline.vae, *(text_encoders(networks.pipeline) if cached_text else [])]
     training = set_up(
         config, networks, accelerator, run=run, warn=lambda text: stage.say(f"[yellow]warning: {text}[/]")
     )
+    start_distribution = prepared.start_distribution
     validation = fixed_validation(
         prepared.held_out,
         held_out_texts,
-        start_distribution=prepared.start_distribution,
+        start_distribution=start_distribution,
         pictures=config.train.validation_pictures,
         batch_size=config.train.batch_size,
     )
@@ -245,33 +241,39 @@ def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, c
         save_preview(
             training,
             prepared.train,
-            prepared.start_distribution,
+            start_distribution,
             step=step,
             run=run,
             settings=config.run.audit,
             processes=stage.processes,
         )
 
-    train(
-        config,
-        training,
-        prepared,
-        texts,
-        run=run,
-        preview=preview,
-        validate=lambda: validation.losses(training, prepared.start_distribution),
-    )
-    weights = training.shipped_weights()
+    def validate() -> dict[str, float]:
+        return validation.losses(training, start_distribution)
+
+    train(config, training, prepared, texts, run=run, preview=preview, validate=validate)
+    _export(stage, training, prepared)
+
+
+def _start_tracker(stage: Stage) -> None:
+    if stage.config.run.tracker != "none":
+        options = {"wandb": {"mode": os.environ.get("WANDB_MODE", "offline"), "dir": str(stage.run)}}
+        settings = _flat(stage.config.to_dict())
+        stage.accelerator.init_trackers("onbrand", config=settings, init_kwargs=options)
+
+
+def _export(stage: Stage, training: Training, prepared: Prepared) -> None:
+    """Gathers the trained weights from all processes; the main one writes the model."""
+    weights, part = training.shipped_weights(), prepared.train
     if stage.processes.is_main:
-        part = prepared.train
         export_model(
-            config.model,
+            stage.config.model,
             weights,
             prepared.start_distribution.to("cpu"),
-            run=run,
+            run=stage.run,
             prompt=part.catalogue.captions[0],
             condition=part.condition.image(0) if part.condition else None,
-            device=accelerator.device,
+            device=stage.accelerator.device,
         )
     stage.processes.wait()
 
