@@ -25,6 +25,14 @@ def read_prompts(prompts: list[str]) -> list[str]:
     return found
 
 
+def check_condition(condition: Path | None, *, checkpoint: str, wanted: bool) -> None:
+    """Raises ValueError on a ControlNet without a condition picture, and on one without a ControlNet."""
+    if wanted and condition is None:
+        raise ValueError(f"--condition must be a picture for {checkpoint}, which has a ControlNet, got none")
+    if condition is not None and not wanted:
+        raise ValueError(f"--condition must not be given for {checkpoint}, which has no ControlNet")
+
+
 def sample(
     checkpoint: str,
     prompts: list[str],
@@ -63,16 +71,11 @@ def sample(
         "guidance": guidance,
     }  # fmt: skip
     call: dict[str, Any] = {} if size is None else {"height": size[0], "width": size[1]}
+    check_condition(condition, checkpoint=checkpoint, wanted=hasattr(pipeline, "controlnet"))
     images = None
-    if hasattr(pipeline, "controlnet"):
-        if condition is None:
-            raise ValueError(
-                f"--condition must be a picture for {checkpoint}, which has a ControlNet, got none"
-            )
+    if condition is not None:
         recipe["condition"] = str(condition)
         images = [Image.open(condition).convert("RGB")] * len(prompts)
-    elif condition is not None:
-        raise ValueError(f"--condition must not be given for {checkpoint}, which has no ControlNet")
     if start_image is not None:
         recipe["start_image"] = str(start_image)
         call["start_image"] = Image.open(start_image)

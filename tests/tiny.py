@@ -62,22 +62,26 @@ def make_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[], pad_token=words[1], model_max_length=TOKENS)
 
 
+def make_clip_config(**config: int) -> CLIPTextConfig:
+    form = {
+        "vocab_size": len(make_tokenizer()),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TOKENS,
+        "projection_dim": TEXT_WIDTH,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    return CLIPTextConfig(**form | config)
+
+
 def make_text_encoder(*, seed: int = 0) -> CLIPTextModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        config = CLIPTextConfig(
-            vocab_size=len(make_tokenizer()),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            projection_dim=TEXT_WIDTH,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
-        return CLIPTextModel(config).eval()
+        return CLIPTextModel(make_clip_config()).eval()
 
 
 def make_scheduler(**config: object) -> DDIMScheduler:
@@ -133,17 +137,8 @@ def make_xl_text_encoder(number: int, *, seed: int = 0) -> CLIPTextModel | CLIPT
     """SDXL's first or second encoder (number 1, 2), with two layers: what is read is the last but one."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + number)
-        config = CLIPTextConfig(
-            vocab_size=len(make_tokenizer()),
-            hidden_size=XL_WIDTHS[number - 1],
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            projection_dim=XL_POOLED,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
+        config = make_clip_config(
+            hidden_size=XL_WIDTHS[number - 1], num_hidden_layers=2, projection_dim=XL_POOLED
         )
         return (CLIPTextModel if number == 1 else CLIPTextModelWithProjection)(config).eval()
 

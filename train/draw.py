@@ -36,6 +36,11 @@ def decode_rows(
     for own in part.by_size(rows, processes.share(range(len(rows)))).values():
         latents = part.cache.means([rows[i] for i in own])
         drawn += zip(own, decode(vae, latents), strict=True)
+    return _all_in_order(drawn, processes)
+
+
+def _all_in_order(drawn: list[tuple[int, Image.Image]], processes: Processes) -> list[Image.Image]:
+    """The pictures of all processes, by their places."""
     return [picture for _, picture in sorted(processes.gather(drawn), key=lambda pair: pair[0])]
 
 
@@ -100,4 +105,4 @@ def draw(
             with torch.autocast(pipeline.vae.device.type, enabled=False):
                 pictures = decode(pipeline.vae, torch.stack(pictures))
         drawn += zip(own, pictures, strict=True)
-    return [picture for _, picture in sorted(processes.gather(drawn), key=lambda pair: pair[0])]
+    return _all_in_order(drawn, processes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,14 @@ def export_model(
     for network in networks.denoiser.children():
         merge_adapters(network)
     shipped = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
-    folder, beside = run / "model", run / "model.partial"
-    shutil.rmtree(beside, ignore_errors=True)
-    shipped.to("cpu").save_pretrained(beside)
-    compare_reloaded(shipped, beside, prompt=prompt, condition=condition, device=device)
-    settle(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
-    return folder
+
+    def write(beside: Path) -> None:
+        shipped.to("cpu").save_pretrained(beside)
+        compare_reloaded(shipped, beside, prompt=prompt, condition=condition, device=device)
+        settle(beside)
+
+    _replace(run / "model", write)
+    return run / "model"
 
 
 def compare_reloaded(
@@ -126,13 +126,11 @@ def _save_token(networks: Networks, config: ModelConfig, folder: Path) -> None:
         )
 
 
-def _replace(path: Path, write: Any) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file or folder beside its place, then renames it."""
     beside = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    for place in (beside, path):
-        if place.is_dir():
-            shutil.rmtree(place)
-        if place is beside:
-            write(beside)
+    shutil.rmtree(beside, ignore_errors=True)
+    write(beside)
+    shutil.rmtree(path, ignore_errors=True)  # a folder gives way to no rename; a file does
     beside.replace(path)

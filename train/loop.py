@@ -20,7 +20,8 @@ from .checkpoint import checkpoints, save_checkpoint
 from .metrics import LossMeter, append_metrics, held_out_losses
 from .models import training_schedule
 from .order import class_draws, training_order
-from .prepare import Prepared, preview_file
+from .prepare import Prepared
+from .preview import preview_file
 from .samples import Texts, TimestepLaw, TrainingSamples
 from .step import StepLoss, training_loss
 from .stop import Stopped, StopRequest, leave_signals_to_the_main_process

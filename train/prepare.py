@@ -96,11 +96,6 @@ def latents_folder(config: DataConfig, output: Path) -> Path:
     return Path(config.cache_dir) if config.cache_dir else output.parent / "latents"
 
 
-def preview_file(run: Path, step: int) -> Path:
-    """Where the preview of a step is kept."""
-    return run / "samples" / f"step_{step}.png"
-
-
 def samplers_of(config: StartConfig) -> list[Sampler]:
     """The declared samplers; the default set when the config names none."""
     if config.samplers is None:

@@ -19,7 +19,7 @@ from ..inference.pipelines import (
 from ..pca import StartDistribution
 from .draw import draw, round_robin, start_of
 from .judge import side_by_side
-from .prepare import Part, preview_file
+from .prepare import Part
 from .text import text_encoders
 from .training import Training
 
@@ -50,6 +50,11 @@ def shipping_pipeline(
     if controlnet is not None:
         components["controlnet"] = controlnet
     return SHIPPED[encoders, controlnet is not None](**components, **options)
+
+
+def preview_file(run: Path, step: int) -> Path:
+    """Where the preview of a step is kept."""
+    return run / "samples" / f"step_{step}.png"
 
 
 def save_preview(

@@ -42,6 +42,12 @@ class TwoInName(Processes):
         return [function(item) for item in items]
 
 
+def undo(run: Path, *names: str) -> None:
+    """Takes files and folders out of a run, as if it had not come to write them."""
+    for name in names:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+
+
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -148,9 +154,7 @@ def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_one_before_it_used(
     whole = run_training(make_config(run__dir=tmp_path / "whole"), console=QUIET)
     config = make_config(run__dir=tmp_path / "broken")
     broken = run_training(config, console=QUIET)
-    for name in ("model", "audits"):
-        shutil.rmtree(broken / name)
-    (broken / "audit.json").unlink()
+    undo(broken, "model", "audits", "audit.json")
     damaged = broken / "checkpoints" / "step_6" / "model.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
@@ -171,9 +175,7 @@ def test_a_run_goes_on_with_another_split_of_the_same_global_batch(
     """As with twice the processes and half the batch of each: what is compared is the global batch."""
     whole = run_training(make_config(run__dir=tmp_path / "whole"), console=QUIET)
     broken = run_training(make_config(run__dir=tmp_path / "broken"), console=QUIET)
-    for name in ("model", "audits", "checkpoints/step_6"):
-        shutil.rmtree(broken / name)
-    (broken / "audit.json").unlink()
+    undo(broken, "model", "audits", "audit.json", "checkpoints/step_6")
     changes = {"train__batch_size": 2, "train__gradient_accumulation": 2, "train__workers": 1}
     run_training(make_config(run__dir=broken, **changes), console=QUIET)
     losses = [[row["loss"] for row in read_metrics(run)] for run in (whole, broken)]
@@ -202,10 +204,7 @@ def test_previews_of_a_long_run_do_not_pile_up_open_files(make_config: MakeConfi
 
 def test_a_preview_that_a_killed_run_did_not_draw_is_drawn(make_config: MakeConfig) -> None:
     run = run_training(make_config(train__preview_every=3), console=QUIET)
-    for name in ("model", "audits"):
-        shutil.rmtree(run / name)
-    for name in ("audit.json", "samples/step_6.png"):
-        (run / name).unlink()
+    undo(run, "model", "audits", "audit.json", "samples/step_6.png")
     run_training(make_config(train__preview_every=3), console=QUIET)
     assert (run / "samples/step_6.png").exists()
 
