@@ -48,15 +48,29 @@ def train(
 
 @app.command()
 def fit(
-    catalogue: Annotated[str, typer.Argument(help="photo-studio, a folder, a parquet file or a hub id")],
-    into: Annotated[str, typer.Option(help="The checkpoint that gets the start distribution")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG|CATALOGUE",
+            help="A config or recipe; photo-studio, a folder, parquet files, a hub id",
+        ),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
+    into: Annotated[
+        str | None,
+        typer.Option(help="A checkpoint: write a copy that starts from it, with audits"),
+    ] = None,
+    add_to: Annotated[
+        Path | None, typer.Option(help="An earlier fit: add these pictures, without reading its own again")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The folder to write; default: runs/<name>_fit")
+    ] = None,
 ) -> None:
-    """Attach a start distribution to an existing checkpoint, without training; audited before and after."""
+    """Fit the start distribution without training: how strongly the base leaks, which pictures are odd."""
     from .commands.fit import fit
 
-    fit(catalogue, into=into, output=output, overrides=overrides or [])
+    fit(what, into=into, add_to=add_to, output=output, overrides=overrides or [])
 
 
 @app.command()

@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from onbrand.configs.schema import ModelConfig
 from onbrand.data.studio import CLASSES
+from onbrand.inference.text import tokenize
 from onbrand.pca import StartDistribution, offset_target
 from onbrand.train.models import load_base, prepare_networks, training_schedule
 from onbrand.train.step import training_loss
-from onbrand.train.text import tokenize
 from rich.console import Console
 from rich.table import Table
 

@@ -18,10 +18,11 @@ from diffusers import UNet2DConditionModel as UNet
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from onbrand.configs.schema import Config
+from onbrand.inference.text import tokenize
 from onbrand.train.launch import frozen_dtype
 from onbrand.train.models import TINY_BASE, checkpoint_gradients, load_base, prepare_networks
-from onbrand.train.prepare import split_catalogue, transform_of
-from onbrand.train.text import tokenize
+from onbrand.train.part import transform_of
+from onbrand.train.prepare import split_catalogue
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 

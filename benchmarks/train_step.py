@@ -28,7 +28,8 @@ from onbrand.train.launch import frozen_dtype, start_accelerator
 from onbrand.train.loop import train
 from onbrand.train.metrics import peak_memory
 from onbrand.train.models import prepare_networks
-from onbrand.train.prepare import latents_folder, offset_start, prepare, split_catalogue
+from onbrand.train.prepare import latents_folder, prepare, split_catalogue
+from onbrand.train.start import offset_start
 from onbrand.train.text_cache import texts_of
 from onbrand.train.training import set_up
 from plain_loop import ENCODING, NETWORK, SD15, PlainLoop, Stopwatch, build_pipeline

@@ -41,7 +41,8 @@ def _audit_folder(subject: str, *, against: str, overrides: list[str], start: st
     from ..evaluation import audit as audit_pictures
     from ..evaluation.audit import named_pictures
     from ..train.judge import Audited
-    from ..train.prepare import open_catalogue, transform_of
+    from ..train.part import transform_of
+    from ..train.prepare import open_catalogue
 
     config = config_of(overrides, data={"source": against, "resolution": FOLDER_RESOLUTION})
     catalogue, transform = open_catalogue(config.data), transform_of(config.data)
@@ -63,7 +64,7 @@ def _audit_checkpoint(subject: str, *, against: str, overrides: list[str], start
         overrides, data={"source": against, **framing_of(pipeline)}, model=condition_of(pipeline)
     )
     parts = [
-        encode_part(catalogue, pipeline.vae, config, cache_dir=latents_folder(config.data, output),
+        encode_part(catalogue, pipeline, config, cache_dir=latents_folder(config.data, output),
                     device=pipeline.device)
         for catalogue in split_catalogue(config)
     ]  # fmt: skip

@@ -1,66 +1,223 @@
-"""onbrand fit: a start distribution for a checkpoint that was trained elsewhere."""
+"""onbrand fit: the start distribution of a catalogue, what it says, and a checkpoint that starts from it."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from ..configs import config_of
+import yaml
+from rich.console import Console
+
+from ..configs import Config, config_of, load_config, recipe_names
 from .audit import condition_of, framing_of
 from .console import best_device, quiet_console
 
+RESULT = "diagnosis.json"
 
-def fit(catalogue: str, *, into: str, output: Path, overrides: list[str]) -> Path:
-    """Writes the checkpoint with a start distribution to `output`, and its audits before and after.
 
-    Raises ValueError when `output` exists, or anything is wrong with checkpoint or catalogue.
+def fit(
+    what: str, *, into: str | None, add_to: Path | None, output: Path | None, overrides: list[str]
+) -> Path:
+    """Fits the start distribution, prints its diagnosis and writes it with a page; with `into` it writes a
+    copy of that checkpoint that starts from it, audited before and after. Returns the folder written.
+
+    what: a config, the name of a recipe, or a catalogue; output: runs/<its name>_fit if None. add_to: the
+    folder of an earlier fit, to whose statistics the catalogue's pictures are added, in place.
+    Raises ValueError when the folder exists and is not that of an earlier fit, and on anything wrong with
+    config, checkpoint or catalogue.
     """
-    if output.exists():
+    if add_to is not None and (into is not None or output is not None or not (add_to / RESULT).exists()):
+        got = "it beside --into or --output" if (add_to / RESULT).exists() else f"{add_to}"
+        raise ValueError(f"--add-to must be the folder of an earlier fit, and alone, got {got}")
+    output = add_to or output or Path("runs") / f"{Path(what).stem}_fit"
+    if output.exists() and (into is not None or not (output / RESULT).exists()):
         raise ValueError(f"output must be a new folder, got {output}, which exists")
     console = quiet_console()
-    from ..data.table import catalogue_table
-    from ..evaluation import compare_table
-    from ..inference.load import load_pipeline
-    from ..train.judge import audit_model, fix_limits, save_audit
-    from ..train.models import resolve_base
-    from ..train.prepare import latents_folder, offset_start, prepare, split_catalogue
-
-    pipeline = load_pipeline(resolve_base(into)).to(best_device())
-    # nothing is trained, so no timestep is trained from the start distribution: the offset range stays empty
-    config = config_of(
-        overrides,
-        data={"source": catalogue, **framing_of(pipeline)},
-        start={"enabled": False},
-        model=condition_of(pipeline),
-    )
-    parts = split_catalogue(config)
-    console.print(catalogue_table(*parts))
-    prepared = prepare(
-        config,
-        pipeline,
-        parts=parts,
-        t_min=offset_start(pipeline, config.start),
-        cache_dir=latents_folder(config.data, output),
-        device=pipeline.device,
-    )
-    limits = fix_limits(prepared.train, pipeline.vae)
-    pipeline.set_start_distribution(prepared.start_distribution)
+    if add_to is None:
+        fitted = _fit(what, into=into, output=output, overrides=overrides, console=console)
+    else:
+        fitted = _add(what, earlier=add_to, overrides=overrides, console=console)
+    if not fitted.is_main:
+        return output
     beside = output.with_name(f"{output.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    pipeline.save_pretrained(beside)
-    reports = {}
+    if into is None:
+        _write(fitted, beside, title=output.name, console=console)
+        fitted.prepared.start_distribution.save_pretrained(beside / "start_distribution")
+    else:
+        _attach(fitted, beside, into=into, console=console)
+    _put_in_place(beside, output)
+    inner = output if into is None else output / "fit"
+    console.print(f"[bold]page[/]     {inner / 'start.html'}", soft_wrap=True)
+    if into is not None:
+        console.print(f"[bold]model[/]    {output}", soft_wrap=True)
+        console.print(
+            f"[bold]picture[/]  {inner / 'samples/from_its_start_distribution.png'}", soft_wrap=True
+        )
+    return output
+
+
+class _Fitted(NamedTuple):
+    config: Config
+    pipeline: Any
+    prepared: Any
+    diagnoses: dict[tuple[int, int], Any]
+    is_main: bool
+
+
+def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], console: Console) -> _Fitted:
+    config = load_config(what, overrides) if is_config(what) else None
+    from ..data.table import catalogue_table
+    from ..inference.load import load_pipeline
+    from ..train.diagnosis import AXES, diagnose_start
+    from ..train.launch import processes_of, start_accelerator
+    from ..train.models import load_base, resolve_base
+    from ..train.prepare import latents_folder, prepare, split_catalogue
+    from ..train.start import offset_start
+
+    if into is None and config is not None:
+        pipeline = load_base(config.model)
+    else:
+        base = into or config_of(overrides).model.base
+        pipeline = load_pipeline(resolve_base(base))
+        config = config or _config_for(pipeline, what, base=base, trained=into is None, overrides=overrides)
+    processes = processes_of(start_accelerator(config))
+    console.quiet = not processes.is_main
+    parts = split_catalogue(config, processes=processes)
+    console.print(catalogue_table(*parts))
+    with console.status("fitting the start distribution"):
+        prepared = prepare(
+            config,
+            pipeline.to(best_device()),
+            parts=parts,
+            t_min=offset_start(pipeline, config.start),
+            cache_dir=latents_folder(config.data, output),
+            device=pipeline.device,
+            reserve=max(0, AXES - config.start.components),
+            processes=processes,
+        )
+        diagnoses = diagnose_start(prepared, pipeline, config=config, processes=processes)
+    return _Fitted(config, pipeline, prepared, diagnoses, processes.is_main)
+
+
+def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) -> _Fitted:
+    """An earlier fit with a catalogue's pictures added, all of them: none is held out."""
+    config = load_config(str(earlier / "config.yaml"), [f"data.source={what}", *overrides])
+    from ..data.catalogue import Catalogue
+    from ..data.table import catalogue_table
+    from ..pca import StartDistribution, Statistics, check_vae
+    from ..train.diagnosis import diagnose_start
+    from ..train.launch import processes_of, start_accelerator
+    from ..train.models import load_base
+    from ..train.prepare import Prepared, encode_part, latents_folder, open_catalogue
+    from ..train.start import add_to_start
+
+    start = StartDistribution.from_pretrained(earlier / "start_distribution")
+    pipeline = load_base(config.model).to(best_device())
+    check_vae(start.config["vae_fingerprint"], pipeline.vae)
+    processes = processes_of(start_accelerator(config))
+    console.quiet = not processes.is_main
+    found = open_catalogue(config.data, processes=processes)
+    names = {*found.class_names, *start.class_names}
+    catalogue = Catalogue(found.pictures, class_names=names, prefixes=found.prefixes, dropped=found.dropped)
+    nothing = catalogue.subset([])
+    console.print(catalogue_table(catalogue, nothing))
+    folder = latents_folder(config.data, earlier)
+    with console.status("adding to the start distribution"):
+        part, held_out = (
+            encode_part(one, pipeline, config, cache_dir=folder, device=pipeline.device, processes=processes)
+            for one in (catalogue, nothing)
+        )
+        known = {size: Statistics.load(_statistics_file(earlier, size)) for size in part.buckets.sizes}
+        start, statistics = add_to_start(
+            start, known, part, cache_dir=folder, device=pipeline.device, processes=processes
+        )
+        prepared = Prepared(part, held_out, start, statistics)
+        diagnoses = diagnose_start(prepared, pipeline, config=config, processes=processes)
+    return _Fitted(config, pipeline, prepared, diagnoses, processes.is_main)
+
+
+def _statistics_file(folder: Path, size: tuple[int, int]) -> Path:
+    return folder / f"statistics_{size[0]}x{size[1]}.safetensors"
+
+
+def is_config(what: str) -> bool:
+    """Whether a name is that of a config or a shipped recipe; else it is a catalogue."""
+    return Path(what).suffix in (".yaml", ".yml") or (what in recipe_names() and not Path(what).exists())
+
+
+def _config_for(pipeline: Any, what: str, *, base: str, trained: bool, overrides: list[str]) -> Config:
+    """The config of a bare catalogue: pictures framed as the checkpoint knows them."""
+    return config_of(
+        overrides,
+        data={"source": what, **framing_of(pipeline)},
+        # where nothing is trained no timestep is trained from the start: the offset range stays empty
+        start={"enabled": trained},
+        model={"base": base, **condition_of(pipeline)},
+    )
+
+
+def _write(fitted: _Fitted, folder: Path, *, title: str, console: Console) -> None:
+    """The diagnosis as JSON and page, and the statistics that later pictures can be added to."""
+    from rich.progress import Progress
+
+    from ..evaluation.rules import write_json
+    from ..evaluation.start_page import diagnosis_table
+    from ..train.diagnosis import facts_of, pictures_to_decode, write_pages
+
+    folder.mkdir(parents=True)
+    prepared = fitted.prepared
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("decoding class means and components", total=pictures_to_decode(prepared))
+        write_pages(
+            prepared,
+            fitted.pipeline,
+            fitted.diagnoses,
+            title=title,
+            facts=facts_of(prepared, fitted.config),
+            folder=folder,
+            advance=lambda count: progress.advance(bar, count),
+        )
+    for size, statistics in prepared.statistics.items():
+        statistics.save(_statistics_file(folder, size))
+    (folder / "config.yaml").write_text(yaml.safe_dump(fitted.config.to_dict(), sort_keys=False))
+    found = {f"{h}x{w}": diagnosis.to_dict() for (h, w), (diagnosis, _) in fitted.diagnoses.items()}
+    write_json(found, folder / RESULT)
+    for (height, width), (diagnosis, _) in fitted.diagnoses.items():
+        if len(found) > 1:
+            console.print(f"\n[bold]{height} x {width}[/]")
+        console.print(diagnosis_table(diagnosis))
+        console.print(diagnosis.verdict)
+
+
+def _attach(fitted: _Fitted, folder: Path, *, into: str, console: Console) -> None:
+    """The checkpoint with the start distribution, and audits of it from pure noise and from its start."""
+    from ..evaluation import compare_table
+    from ..train.judge import audit_model, fix_limits, save_audit
+
+    config, pipeline, prepared = fitted.config, fitted.pipeline, fitted.prepared
+    limits = fix_limits(prepared.train, pipeline.vae)
+    pipeline.set_start_distribution(prepared.start_distribution)
+    pipeline.save_pretrained(folder)
+    _write(fitted, folder / "fit", title=Path(into).stem, console=console)
+    reports, how = {}, prepared.start_distribution.default_start
     with console.status("audit: drawing pictures"):
-        for name, start in (("from pure noise", "none"), ("from the class mean", "mean")):
+        for name, start in (("from pure noise", "none"), ("from its start distribution", how)):
             audited = audit_model(
                 pipeline, prepared.held_out, limits=limits, start=start, settings=config.run.audit,
                 seed=config.run.seed,
             )  # fmt: skip
-            save_audit(audited, name=name, run=beside / "fit")
+            save_audit(audited, name=name, run=folder / "fit")
             reports[name] = audited.report
+    console.print(compare_table(reports, title=f"On-brand audit of {into} against {config.data.source}"))
+
+
+def _put_in_place(beside: Path, output: Path) -> None:
+    """Renames a finished folder to its place; an earlier one is removed once the new one stands there."""
+    earlier = output.with_name(f"{output.name}.earlier")
+    if output.exists():
+        shutil.rmtree(earlier, ignore_errors=True)
+        output.rename(earlier)
     beside.rename(output)
-    console.print(compare_table(reports, title=f"On-brand audit of {into} against {catalogue}"))
-    console.print(
-        f"[bold]model[/]    {output}\n[bold]picture[/]  {output / 'fit/samples/from_the_class_mean.png'}",
-        soft_wrap=True,
-    )
-    return output
+    shutil.rmtree(earlier, ignore_errors=True)

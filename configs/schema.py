@@ -125,11 +125,21 @@ class StartConfig(Section):
     """The start distribution and the timesteps trained from it."""
 
     enabled: bool = True  # false: plain fine-tuning; the statistics are fitted all the same
-    components: Annotated[int, Field(ge=0)] = 0
+    family: Literal["pca", "pooled", "diagonal", "dct", "text"] = "pca"
+    components: Annotated[int, Field(ge=0)] = 0  # K, families pca, pooled and text; 0: the class mean
+    band: Positive = 4  # low frequencies an axis, family dct
     skip_interval: Positive = 50
     offset_from: Annotated[int, Field(ge=1)] | None = None  # None: from the samplers below
     samplers: list[SamplerConfig] | None = None  # None: DDIM 20, DPM-Solver++ 20 and 25, Euler 30
     emphasis: Share | None = None  # share of timesteps drawn from the offset range; None: uniform
+
+    @model_validator(mode="after")
+    def _components_fit_the_family(self) -> StartConfig:
+        if self.family in ("diagonal", "dct") and self.components:
+            raise ValueError(f"components must be 0 with family {self.family}, got {self.components}")
+        if self.family == "text" and not self.components:
+            raise ValueError("components must be at least 1 with family text, got 0")
+        return self
 
 
 class TrainConfig(Section):
@@ -207,6 +217,15 @@ class Config(Section):
             raise ValueError(
                 f"data.image_classes must name columns of data.image_columns {self.data.image_columns}, "
                 f"got {sorted(unknown)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_stays_what_was_fitted(self) -> Config:
+        if self.start.family == "text" and self.model.text_encoder != "frozen":
+            raise ValueError(
+                "model.text_encoder must be frozen with start.family text, fitted to its embeddings, "
+                f"got {self.model.text_encoder}"
             )
         return self
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..pca import StartDistribution
+from ..pca import ANY_CLASS, StartDistribution
 from .noise import Generators, Initializer
 
 STARTS = ("mean", "draw", "none")
@@ -36,6 +36,10 @@ class StartChoice(NamedTuple):
     def needs_statistics(self) -> bool:
         """Whether the start is a class's mean, a draw or a projection."""
         return self.project_start if self.chooses_start else self.start != "none"
+
+    def needs_text(self, distribution: StartDistribution | None) -> bool:
+        """Whether the start follows from the text."""
+        return distribution is not None and distribution.needs_text and self.needs_statistics
 
 
 def check_choice(
@@ -71,12 +75,14 @@ def choose_start(
     *,
     size: tuple[int, int],
     generator: Generators = None,
+    text_embeds: Tensor | None = None,
 ) -> Tensor | None:
     """x_start (B, C, H, W), float32 scaled latents on the CPU, of B = len(prompts) * num_images pictures.
 
     The choice's x_start: these latents (C, H, W), or one, one a prompt or one a picture of them, as they are
-    or projected on the class's components. Without: the class's "mean" at this size (H, W), a "draw" for each
-    picture, or None for "none".
+    or projected on the class's components. Without: the expected start ("mean") at this size (H, W), a "draw"
+    for each picture, or None for "none".
+    text_embeds: (len(prompts), E), for a distribution that depends on text.
     Raises ValueError as `resolve_classes` does and on another number of latents.
     """
     chosen = None if choice.x_start is None else _one_a_picture(choice.x_start, len(prompts), num_images)
@@ -84,15 +90,17 @@ def choose_start(
         return chosen
     class_ids = resolve_classes(distribution, prompts, choice.class_name, size=size)
     class_ids = class_ids.repeat_interleave(num_images)
+    text = None if text_embeds is None else text_embeds.repeat_interleave(num_images, dim=0)
     if chosen is not None:
-        return distribution.project(chosen, class_ids).cpu()
+        return distribution.project(chosen, class_ids, text_embeds=text).cpu()
     if choice.start == "mean":
-        mean = distribution.at(*size).mean
-        return mean[class_ids.to(mean.device)].cpu()
+        return distribution.expected(class_ids, text_embeds=text, size=size).cpu()
     if isinstance(generator, Sequence):
-        one_each = zip(class_ids.split(1), generator, strict=True)
-        return torch.cat([distribution.sample(ids, g, size=size) for ids, g in one_each]).cpu()
-    return distribution.sample(class_ids, generator, size=size).cpu()
+        texts = [None] * len(class_ids) if text is None else text.split(1)
+        one_each = zip(class_ids.split(1), texts, generator, strict=True)
+        drawn = [distribution.sample(ids, g, text_embeds=own, size=size) for ids, own, g in one_each]
+        return torch.cat(drawn).cpu()
+    return distribution.sample(class_ids, generator, text_embeds=text, size=size).cpu()
 
 
 def resolve_classes(
@@ -104,6 +112,7 @@ def resolve_classes(
 ) -> Tensor:
     """A class id for each prompt: by name, else the only class there is, else by caption prefix.
 
+    A pooled mixture needs no class: `ANY_CLASS` where none is named.
     Raises ValueError, listing the classes, on an unknown name or a prompt that tells no class, on a list
     of names that does not match the prompts, and on a class without pictures at this size (H, W).
     """
@@ -119,6 +128,9 @@ def resolve_classes(
     only = distribution.class_names[0] if len(distribution.class_names) == 1 else None
     ids = []
     for name, prompt in zip(names, prompts, strict=True):
+        if distribution.family == "pooled" and name is None:
+            ids.append(ANY_CLASS)
+            continue
         known = name or only or distribution.class_of_caption(prompt or "")
         if known is None:
             raise ValueError(

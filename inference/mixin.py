@@ -5,6 +5,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pca import StartDistribution, check_vae
+from ..pca import StartDistribution, check_text, check_vae
 from .choice import StartChoice, check_choice, choose_start
 from .noise import Generators, Initializer, draw_noise
 from .picture import encode_pictures
 from .start import at_first_step, start_latents
+from .text import pooled_text
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ class OffsetPipelineMixin:
     def set_start_distribution(self, start_distribution: StartDistribution | None) -> None:
         """Attaches a start distribution after checking that it belongs to this VAE; None detaches it.
 
-        Raises ValueError, with both values, on another VAE or another number of latent channels.
+        Raises ValueError, with both values, on another VAE, another number of latent channels, or other text
+        encoders where it depends on text.
         """
         if start_distribution is not None:
             ours, theirs = start_distribution.latent_shape[0], self.vae.config.latent_channels
@@ -62,6 +65,8 @@ class OffsetPipelineMixin:
                     f"VAE latent_channels must be {ours} as in the start distribution, got {theirs}"
                 )
             check_vae(start_distribution.config["vae_fingerprint"], self.vae)
+            if start_distribution.needs_text:
+                check_text(start_distribution.config["text_fingerprint"], partial(pooled_text, self))
         self.register_modules(start_distribution=start_distribution)
 
     @property
@@ -85,7 +90,8 @@ class OffsetPipelineMixin:
         """Pictures of the prompts, started at x_start; diffusers' own arguments keep their meaning.
 
         class_name: one, or one a prompt; None: the only class there is, or by caption prefix.
-        start: "mean" of the class, a "draw" from its components, or "none" for pure noise.
+        start: "mean" of the class, and of the text where the start distribution depends on it, a "draw", or
+            "none" for pure noise.
         start_image: start from this picture (or one a prompt) instead.
         x_start: start from these scaled latents (one, one a prompt or one a picture) instead.
         project_start: start from the projection of either on the class's components.
@@ -128,8 +134,17 @@ class OffsetPipelineMixin:
             choice = choice._replace(start_image=None, x_start=encoded)
         if self.start_distribution is not None and choice.needs_statistics:
             _check_size(self.start_distribution, self.vae_scale_factor, height, width)
+        text_embeds = None
+        if choice.needs_text(self.start_distribution):
+            text_embeds = pooled_text(self, _texts(prompts))
         x_start = choose_start(
-            self.start_distribution, prompts, num_images_per_prompt, choice, size=size, generator=generator
+            self.start_distribution,
+            prompts,
+            num_images_per_prompt,
+            choice,
+            size=size,
+            generator=generator,
+            text_embeds=text_embeds,
         )
         schedule = {"timesteps": timesteps, "sigmas": sigmas}
         latents = self._start_latents(x_start, eps, num_inference_steps, **schedule)
@@ -229,6 +244,12 @@ def _check_size(distribution: StartDistribution, factor: int, height: int, width
         raise ValueError(
             f"height and width must be {expected} as in the start distribution, got {height} x {width}"
         )
+
+
+def _texts(prompts: Sequence[str | None]) -> list[str]:
+    if any(prompt is None for prompt in prompts):
+        raise ValueError("prompt must be given where the start depends on the text, got prompt_embeds alone")
+    return [prompt for prompt in prompts if prompt is not None]
 
 
 def _as_list(prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> list[Any]:

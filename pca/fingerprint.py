@@ -1,14 +1,16 @@
-"""Which VAE a start distribution belongs to: told by its config and by its latents of one drawn picture."""
+"""Which VAE, and which text encoder, a start distribution belongs to: told by what they make of one fixed
+picture and caption."""
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 TOLERANCE = 0.02  # relative RMS: fp16 and fp32 casts of one VAE agree within it, another VAE does not
+REFERENCE_TEXT = "a photograph of a red product on white"
 COMPARED = (
     "in_channels",
     "latent_channels",
@@ -82,6 +84,34 @@ def check_vae(stored: Mapping[str, Any] | None, vae: Any) -> None:
         raise ValueError(
             f"VAE must be the one the start distribution was fitted with: its test latents must agree within "
             f"{TOLERANCE:.0%} of their RMS {rms:.4f}, got an RMS difference of {difference:.4f}"
+        )
+
+
+def text_fingerprint(pooled_text: Callable[[list[str]], Tensor]) -> dict[str, Any]:
+    """What tells one text encoder from another, as JSON: its pooled embedding of one fixed caption."""
+    return {"embedding": " ".join(f"{v:.5g}" for v in pooled_text([REFERENCE_TEXT])[0].tolist())}
+
+
+def check_text(stored: Mapping[str, Any] | None, pooled_text: Callable[[list[str]], Tensor]) -> None:
+    """Refuses text encoders other than those a start distribution was fitted with; None stands for no
+    fingerprint.
+
+    stored: what `text_fingerprint` gave; pooled_text: captions -> (B, E). Raises ValueError with both values.
+    """
+    if stored is None:
+        return
+    expected = torch.tensor([float(v) for v in stored["embedding"].split()])
+    actual = pooled_text([REFERENCE_TEXT])[0].cpu().float()
+    if expected.shape != actual.shape:
+        raise ValueError(
+            f"text encoder must give {len(expected)} values a text as in the start distribution, "
+            f"got {len(actual)}"
+        )
+    rms, difference = expected.square().mean().sqrt(), (actual - expected).square().mean().sqrt()
+    if not difference <= TOLERANCE * rms:
+        raise ValueError(
+            "text encoder must be the one the start distribution was fitted with: its test embedding must "
+            f"agree within {TOLERANCE:.0%} of its RMS {rms:.4f}, got an RMS difference of {difference:.4f}"
         )
 
 

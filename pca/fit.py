@@ -1,22 +1,21 @@
-"""Class means and principal components of scaled latents, exact to float64."""
+"""Counts, means, variances and leading axes of scaled latents, in few passes and bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
-ROWS_AT_ONCE = 1024  # how many latents are held in float64 at a time
+from .krylov import EXTRA, MAX_PASSES, leading_axes
+from .passes import ROWS_AT_ONCE, Batch, Pictures, Together, Work
+from .statistics import Axes, Statistics, axes_of_rows, finished_axes
 
-
-class Statistics(NamedTuple):
-    """What a start distribution is made of; float32."""
-
-    mean: Tensor  # (n_classes, C, H, W)
-    components: Tensor  # (n_classes, K, C, H, W), orthonormal within a class
-    variances: Tensor  # (n_classes, K), descending
-    counts: list[int]
+GRAM_ROWS = 512  # up to so many pictures a class's axes are exact, from the products of its pictures
+SCATTER_WIDTH = 1024  # and up to so many values a picture, from the products of the values
+NEARLY_ALL = 8  # and where there are no more of either than this many times the axes
+HELD_BYTES = 2**29  # of a group of classes: pictures, scatter matrices, Krylov blocks
 
 
 def fit_statistics(
@@ -25,27 +24,120 @@ def fit_statistics(
     *,
     class_names: Sequence[str],
     components: int = 0,
+    reserve: int = 0,
     allow_empty: bool = False,
     reduce: Callable[[Tensor], Tensor] | None = None,
+    device: str | torch.device = "cpu",
+    work: Path | None = None,
+    name_of: Callable[[int], str] | None = None,
 ) -> Statistics:
-    """Mean and leading principal components of every class.
+    """Mean, variances and leading axes of every class.
 
-    latents: (N, C, H, W) scaled latents with class_ids (N,), or a re-iterable of such pairs of tensors.
-    The variances divide by n - 1; the entry of largest magnitude in a component is positive.
+    latents: (N, C, H, W) scaled latents with class_ids (N,), or a re-iterable of such pairs of tensors; if
+    it has a method `of(class_ids)`, that is asked for the pictures of some classes alone.
+    components: axes every class must have; reserve: further ones, as far as d = C * H * W allows.
     allow_empty: a class without pictures gets zeros and the count 0.
-    reduce: the sum of a float64 or int64 CPU tensor over the processes of a run, of which each passes its
-    own share of the pictures, none if there are none for it; all get the same means.
+    reduce: the sum of a float32, float64 or int64 CPU tensor over the processes of a run, of which each
+    passes its own share of the pictures, none if there are none for it; all get the same statistics.
+    work: a folder for what is finished, named by the caller after all of the above; what is found there is
+    not computed again. name_of: what the picture at a position of the first pass is called in an error.
+
+    Axes are exact in classes of at most GRAM_ROWS pictures, for latents of at most SCATTER_WIDTH values, and
+    where n or d is at most NEARLY_ALL times their number; others reach the tolerance of `leading_axes`.
+    Pictures are read once for the moments and, if there are axes, once more; up to MAX_PASSES times more
+    where a class has neither exact axes nor room in HELD_BYTES. A source without `of` is walked over as a
+    whole for each group of classes that fills HELD_BYTES. Memory: 16 bytes a value of each class, the axes,
+    and HELD_BYTES, or NEARLY_ALL times one class's axes if that is more; the number of pictures adds nothing.
     Raises ValueError on latents that are not finite or of mixed shape, on unknown class ids, on a class
-    without pictures, on more components than a class's pictures allow, and on components with reduce.
+    without pictures, on more components than a class's pictures or a latent's values allow, and on pictures
+    that are not the same on every pass.
     Source: METHODS 1, "Start distribution Q".
     """
-    if components < 0:
-        raise ValueError(f"components must be 0 or more, got {components}")
-    if components and reduce is not None:
-        raise ValueError(f"components must be 0 where processes share out the pictures, got {components}")
-    batches = _as_batches(latents, class_ids)
-    sums, counts, shape = _sums(batches, len(class_names), reduce or (lambda tensor: tensor))
-    for name, count in zip(class_names, counts.tolist(), strict=True):
+    for name, number in (("components", components), ("reserve", reserve)):
+        if number < 0:
+            raise ValueError(f"{name} must be 0 or more, got {number}")
+    together = Together(reduce)
+    pictures = Pictures(latents, class_ids, class_names=class_names, device=device, name_of=name_of)
+    finished = Work(work, together)
+    moments = _moments(pictures, together, finished)
+    d = moments.means.shape[1]
+    if components > d:
+        raise ValueError(f"components must be at most {d}, the values of a latent, got {components}")
+    _check_counts(moments.counts.tolist(), class_names, components=components, allow_empty=allow_empty)
+    rank = min(components + reserve, d)
+    search = _AxesSearch(pictures, together, moments, rank, components or rank)
+    found = search.run(finished) if rank else {}
+    nothing = Axes(torch.zeros(rank, d), torch.zeros(rank, dtype=torch.float64), 0.0)
+    axes = [found.get(c, nothing) for c in range(len(class_names))]
+    return Statistics(
+        class_names=tuple(class_names),
+        shape=moments.shape,
+        counts=moments.counts.tolist(),
+        means=moments.means,
+        squares=moments.squares,
+        axes=torch.stack([one.axes for one in axes]),
+        variances=torch.stack([one.squares for one in axes]) / (moments.counts[:, None] - 1).clamp(min=1),
+        missing=torch.tensor([one.missing for one in axes], dtype=torch.float64),
+    )
+
+
+class _Moments(NamedTuple):
+    """Of the pictures of all processes, on the CPU."""
+
+    shape: tuple[int, int, int]
+    counts: Tensor  # (n_classes,) int64
+    means: Tensor  # (n_classes, d) float64
+    squares: Tensor  # (n_classes, d) float64, sums of squared deviations from the mean
+
+
+def _moments(pictures: Pictures, together: Together, finished: Work) -> _Moments:
+    """The first pass."""
+    n = len(pictures.class_names)
+    shapes = {"shape": (3,), "counts": (n,), "means": (n, None), "squares": (n, None)}
+    [found] = finished.find(["moments"], shapes)
+    if found is None:
+        shape, counts, means, squares = _own_moments(pictures, together)
+        if together.several:
+            weighted, own_means, own = counts[:, None] * means, means, counts[:, None]
+            counts = together.sum(counts)
+            means = together.sum(weighted) / counts.clamp(min=1)[:, None]
+            squares = together.sum(squares + own * (own_means - means) ** 2)
+        found = {"shape": torch.tensor(shape), "counts": counts, "means": means, "squares": squares}
+        finished.write("moments", found)
+    c, h, w = found["shape"].tolist()
+    return _Moments((c, h, w), found["counts"], found["means"], found["squares"])
+
+
+def _own_moments(pictures: Pictures, together: Together) -> tuple[torch.Size, Tensor, Tensor, Tensor]:
+    """Latent shape, and counts, means and squares of this process's pictures (Chan, Golub and LeVeque)."""
+    counts = torch.zeros(len(pictures.class_names), dtype=torch.long)
+    known: dict[int, tuple[Tensor, Tensor]] = {}
+    problem: Exception | None = None
+    try:
+        for c, rows in pictures.check_and_walk():
+            n, more = int(counts[c]), len(rows)
+            rows = rows.double()
+            mean = rows.mean(dim=0)
+            squares = (rows - mean).square_().sum(dim=0)
+            if n:
+                apart = mean - known[c][0]
+                mean = known[c][0] + apart * (more / (n + more))
+                squares += known[c][1] + apart.square_() * (n * more / (n + more))
+            known[c] = mean, squares
+            counts[c] += more
+    except Exception as error:  # raised once the other processes know, so that none waits for ever
+        problem = error
+    shape = pictures.common_shape(together, problem)
+    moments = torch.zeros(2, len(counts), shape.numel(), dtype=torch.float64)
+    for c, both in known.items():
+        moments[0, c], moments[1, c] = both
+    return shape, counts, moments[0], moments[1]
+
+
+def _check_counts(
+    counts: Sequence[int], class_names: Sequence[str], *, components: int, allow_empty: bool
+) -> None:
+    for name, count in zip(class_names, counts, strict=True):
         if count == 0 and not allow_empty:
             raise ValueError(f"class {name!r} must have at least one picture, got 0")
         if components > count - 1 and count:
@@ -53,98 +145,130 @@ def fit_statistics(
                 f"components must be at most n - 1 in every class: "
                 f"class {name!r} has n = {count} pictures, got components = {components}"
             )
-    means = sums / counts.clamp(min=1)[:, None]
-    directions = torch.zeros(len(class_names), components, means.shape[1])
-    variances = torch.zeros(len(class_names), components)
-    for c, count in enumerate(counts.tolist()):
-        if components and count:
-            basis, squares = _principal_axes(batches, c, mean=means[c], count=count, components=components)
-            directions[c] = basis
-            variances[c] = squares / (count - 1)
-    return Statistics(
-        means.float().unflatten(1, shape), directions.unflatten(2, shape), variances, counts.tolist()
-    )
 
 
-def _as_batches(latents: Tensor | Iterable[Batch], class_ids: Tensor | None) -> Iterable[Batch]:
-    if isinstance(latents, Tensor):
-        if class_ids is None or len(class_ids) != len(latents):
-            got = None if class_ids is None else len(class_ids)
-            raise ValueError(f"class_ids must be one id for each of {len(latents)} latents, got {got}")
-        return list(zip(latents.split(ROWS_AT_ONCE), class_ids.split(ROWS_AT_ONCE), strict=True))
-    if isinstance(latents, Iterator):
-        raise ValueError(
-            "latents must be a tensor or something that can be iterated more than once, "
-            f"got {type(latents).__name__}"
-        )
-    return latents
+class _AxesSearch:
+    """The further passes, each over a group of classes; rank: axes a class; converged: how many of them must
+    reach the tolerance."""
+
+    def __init__(
+        self, pictures: Pictures, together: Together, moments: _Moments, rank: int, converged: int
+    ) -> None:
+        self.pictures, self.together, self.rank, self.converged = pictures, together, rank, converged
+        self.counts, self.d = moments.counts.tolist(), moments.means.shape[1]
+        self.means = moments.means
+
+    def run(self, finished: Work) -> dict[int, Axes]:
+        """The axes of every class with pictures; each class is kept as soon as it is done."""
+        classes = [c for c, count in enumerate(self.counts) if count]
+        shapes = {"axes": (self.rank, self.d), "squares": (self.rank,), "missing": (1,)}
+        parts = finished.find([f"class-{c}" for c in classes], shapes)
+        done = dict(zip(classes, parts, strict=True))
+        for way, group in self._groups([c for c in classes if done[c] is None]):
+            for c, found in way(group):
+                found.squares[self.counts[c] - 1 :] = 0
+                missing = torch.tensor([found.missing], dtype=torch.float64)
+                done[c] = {"axes": found.axes, "squares": found.squares, "missing": missing}
+                finished.write(f"class-{c}", done[c])
+        return {c: Axes(part["axes"], part["squares"], part["missing"].item()) for c, part in done.items()}
+
+    def _exact(self, c: int) -> bool:
+        n, d = self.counts[c], self.d
+        return n <= GRAM_ROWS or d <= SCATTER_WIDTH or min(n, d) <= NEARLY_ALL * self.rank
+
+    def _groups(self, classes: Sequence[int]) -> Iterator[tuple[Callable, list[int]]]:
+        """Classes that are worked on in one way and together need at most HELD_BYTES."""
+        ways: dict[Callable, list[tuple[int, int]]] = {}
+        for c in classes:
+            n, d = self.counts[c], self.d
+            if self._exact(c) and n > d:
+                ways.setdefault(self._by_scatter, []).append((c, 8 * d * d))
+            elif self._exact(c) or 4 * n * d <= HELD_BYTES:
+                ways.setdefault(self._by_rows, []).append((c, 4 * n * d))
+            else:
+                block = 16 * d * (self.rank + EXTRA)
+                ways.setdefault(self._by_passes, []).append((c, MAX_PASSES * block))
+        for way, needs in ways.items():
+            group, held = [], 0
+            for c, size in needs:
+                if group and held + size > HELD_BYTES:
+                    yield way, group
+                    group, held = [], 0
+                group.append(c)
+                held += size
+            yield way, group
+
+    def _walk(self, group: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """One pass over a group. Raises ValueError at its end if the pictures are not those of the first."""
+        seen = dict.fromkeys(group, 0)
+        for c, rows in self.pictures.walk(group):
+            seen[c] += len(rows)
+            yield c, rows
+        for c, now in zip(group, self.together.sum(torch.tensor(list(seen.values()))).tolist(), strict=True):
+            if now != self.counts[c]:
+                name, n = self.pictures.class_names[c], self.counts[c]
+                raise ValueError(
+                    f"latents must be the same on every pass, got {n} and then {now} of class {name!r}"
+                )
+
+    def _mean(self, c: int) -> Tensor:
+        return self.means[c].to(self.pictures.device)
+
+    def _by_scatter(self, group: Sequence[int]) -> Iterator[tuple[int, Axes]]:
+        means = {c: self._mean(c) for c in group}
+        scatters = {c: torch.zeros(self.d, self.d, dtype=torch.float64).to(means[c]) for c in group}
+        for c, rows in self._walk(group):
+            centred = rows.double() - means[c]
+            scatters[c].addmm_(centred.T, centred)
+        for c in group:
+            squares, axes = torch.linalg.eigh(self.together.sum(scatters.pop(c)))
+            leading = slice(self.d - self.rank, None)
+            yield c, finished_axes(axes[:, leading].flip(1), squares[leading].flip(0), self.rank)
+
+    def _by_rows(self, group: Sequence[int]) -> Iterator[tuple[int, Axes]]:
+        """Each class's pictures are held, so that they are read once."""
+        held = {c: torch.empty(self.counts[c], self.d, device=self.pictures.device) for c in group}
+        own = dict.fromkeys(group, 0)
+        for c, rows in self._walk(group):
+            some = held[c][own[c] : own[c] + len(rows)]
+            some.copy_(rows[: len(some)])
+            own[c] += len(rows)
+        before = self.together.before(torch.tensor(list(own.values()))).tolist()
+        for c, first in zip(group, before, strict=True):
+            rows = held.pop(c)
+            if self._exact(c):
+                if self.together.several:
+                    rows[first : first + own[c]] = rows[: own[c]].clone()
+                    rows[:first], rows[first + own[c] :] = 0, 0
+                yield c, axes_of_rows(self.together.sum(rows), self.rank, mean=self._mean(c))
+            else:
+                rows = rows[: own[c]].sub_(self._mean(c).float())
+                yield c, self._leading_axes([c], partial(_held_walk, rows))[c]
+
+    def _by_passes(self, group: Sequence[int]) -> Iterator[tuple[int, Axes]]:
+        """The pictures are read again for every product."""
+        means = {c: self._mean(c).float() for c in group}
+
+        def walk(classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+            return ((c, rows.float() - means[c]) for c, rows in self._walk(classes))
+
+        yield from self._leading_axes(group, walk).items()
+
+    def _leading_axes(
+        self, group: Sequence[int], walk: Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
+    ) -> dict[int, Axes]:
+        """walk: one pass over the centred rows (m, d) float32 of some classes' pictures in this process."""
+
+        def apply(blocks: dict[int, Tensor]) -> dict[int, Tensor]:
+            products = {c: torch.zeros_like(block, dtype=torch.float64) for c, block in blocks.items()}
+            for c, rows in walk(list(blocks)):
+                products[c] += rows.T @ (rows @ blocks[c])
+            return {c: self.together.sum(product) for c, product in products.items()}
+
+        device = self.pictures.device
+        return leading_axes(apply, group, self.d, self.rank, converged=self.converged, device=device)
 
 
-def _sums(
-    batches: Iterable[Batch], n_classes: int, reduce: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, torch.Size]:
-    """Per-class sums (n_classes, d) in float64, counts (n_classes,), and the latent shape."""
-    sums: Tensor | None = None
-    counts = torch.zeros(n_classes, dtype=torch.long)
-    shape = torch.Size()
-    for x, ids in batches:
-        x, ids = x.detach().cpu(), ids.cpu()
-        if sums is None:
-            shape = x.shape[1:]
-            sums = torch.zeros(n_classes, shape.numel(), dtype=torch.float64)
-        _check_batch(x, ids, shape=shape, n_classes=n_classes)
-        sums.index_add_(0, ids, x.flatten(1).double())
-        counts += torch.bincount(ids, minlength=n_classes)
-    shape = _common_shape(shape, reduce)
-    if sums is None:
-        sums = torch.zeros(n_classes, shape.numel(), dtype=torch.float64)
-    sums, counts = reduce(sums), reduce(counts)
-    if not counts.any():
-        raise ValueError("latents must hold at least one picture, got none")
-    return sums, counts, shape
-
-
-def _check_batch(x: Tensor, ids: Tensor, *, shape: torch.Size, n_classes: int) -> None:
-    if x.shape[1:] != shape:
-        raise ValueError(f"latents must share one shape, got {tuple(shape)} and {tuple(x.shape[1:])}")
-    if not torch.isfinite(x).all():
-        raise ValueError("latents must be finite, got nan or inf")
-    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < n_classes:
-        raise ValueError(f"class_ids must be in [0, {n_classes}), got {sorted(set(ids.tolist()))}")
-
-
-def _common_shape(shape: torch.Size, reduce: Callable[[Tensor], Tensor]) -> torch.Size:
-    """(C, H, W) of the latents of all processes; this one's shape is empty if it has no pictures."""
-    known, *total = reduce(torch.tensor([1, *shape] if shape else [0, 0, 0, 0])).tolist()
-    if known == 0:
-        raise ValueError("latents must hold at least one picture, got none")
-    common = torch.Size(side // known for side in total)
-    if shape and shape != common:
-        raise ValueError(f"latents must share one shape, got {tuple(shape)} and others in other processes")
-    return common
-
-
-def _principal_axes(
-    batches: Iterable[Batch], c: int, *, mean: Tensor, count: int, components: int
-) -> tuple[Tensor, Tensor]:
-    """Leading right singular vectors (K, d) of a class's centred latents, and squared singular values."""
-    centred = (x.cpu()[ids.cpu() == c].flatten(1).double() - mean for x, ids in batches)
-    if count <= len(mean):
-        rows = torch.cat(list(centred))
-        squares, left = torch.linalg.eigh(rows @ rows.T)
-        axes = rows.T @ left[:, -components:].flip(1)
-    else:
-        scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-        for rows in centred:
-            scatter.addmm_(rows.T, rows)
-        squares, right = torch.linalg.eigh(scatter)
-        axes = right[:, -components:].flip(1)
-    # QR scales each axis to unit length and stays orthonormal where a singular value is zero.
-    basis = torch.linalg.qr(axes).Q.T
-    return _with_fixed_signs(basis), squares[-components:].flip(0).clamp(min=0)
-
-
-def _with_fixed_signs(basis: Tensor) -> Tensor:
-    """Each row (K, d) with the sign that makes its entry of largest magnitude positive."""
-    largest = basis.abs().argmax(dim=1, keepdim=True)
-    return basis * basis.gather(1, largest).sign()
+def _held_walk(rows: Tensor, classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+    [c] = classes
+    return ((c, some) for some in rows.split(ROWS_AT_ONCE))

@@ -9,7 +9,6 @@ from rich.progress import Progress
 
 from ..evaluation import AuditReport, Limits, compare_table
 from ..inference.load import load_pipeline
-from .draw import start_of
 from .judge import Audited, audit_file, audit_held_out, audit_model, save_audit, side_by_side
 from .metrics import read_metrics
 from .models import load_base
@@ -54,7 +53,7 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
         audits[BASE] = drawn(shipping_pipeline(load_base(config.model), prepared.start_distribution), "none")
         model = load_pipeline(run / "model")
         audits[NOISE] = drawn(model, "none")
-        audits[START] = drawn(model, start_of(model.start_distribution))
+        audits[START] = drawn(model, model.start_distribution.default_start)
     held_out = audit_held_out(prepared.held_out, model.vae, limits=limits, processes=processes)
     audits = {HELD_OUT: held_out, **audits}
     if processes.is_main:

@@ -13,8 +13,8 @@ from ..configs.schema import AuditConfig
 from ..data.catalogue import Catalogue
 from ..data.processes import ALONE, Processes
 from ..inference.generate import batch_that_fits, generate
-from ..pca import Sampler, StartDistribution
-from .prepare import Part
+from ..pca import Sampler
+from .part import Part
 
 
 @torch.no_grad()
@@ -57,11 +57,6 @@ def round_robin(catalogue: Catalogue, count: int, *, again: bool = False) -> lis
     return [order[i % len(order)] for i in range(count)] if again else order[:count]
 
 
-def start_of(start_distribution: StartDistribution) -> str:
-    """How the pipeline starts from it: from draws where there are components, else from the mean."""
-    return "draw" if start_distribution.components.shape[1] else "mean"
-
-
 def draw(
     pipeline: Any,
     part: Part,
@@ -84,12 +79,13 @@ def draw(
     catalogue = part.catalogue
     for (height, width), own in part.by_size(rows, processes.share(range(len(rows)))).items():
         mine = [rows[i] for i in own]
-        has_start = pipeline.start_distribution is not None
+        # a pooled mixture draws the class as well
+        has_class = pipeline.start_distribution is not None and pipeline.start_distribution.family != "pooled"
         takes_condition = part.condition is not None and hasattr(pipeline, "controlnet")
         pictures: list[Any] = generate(
             pipeline,
             [catalogue.captions[row] for row in mine],
-            class_names=[catalogue.pictures[row].class_name for row in mine] if has_start else None,
+            class_names=[catalogue.pictures[row].class_name for row in mine] if has_class else None,
             images=[part.condition.image(row) for row in mine] if takes_condition else None,  # type: ignore[union-attr]
             indices=own,
             start=start,

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from ..configs.schema import ModelConfig
 from ..inference.generate import generate
 from ..inference.load import load_pipeline
+from ..inference.text import text_encoders, tokenizers
 from ..pca import Sampler, StartDistribution
 from .checkpoint import settle
 from .models import Networks, load_base, merge_adapters, prepare_networks
 from .preview import shipping_pipeline
-from .text import text_encoders, tokenizers
 
 TOLERANCE = 1  # in 8-bit levels
 

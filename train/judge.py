@@ -13,7 +13,7 @@ from ..configs.schema import AuditConfig
 from ..data.processes import ALONE, Processes
 from ..evaluation import AuditReport, Limits, audit, calibrate, contact_sheet
 from .draw import decode_rows, draw, round_robin
-from .prepare import Part
+from .part import Part
 
 CALIBRATION_PICTURES = 1000
 

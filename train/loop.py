@@ -64,6 +64,7 @@ def batches(config: Config, training: Training, prepared: Prepared, texts: Texts
         caption_dropout=options.caption_dropout,
         sample_posterior=options.sample_posterior,
         condition=part.condition,
+        text_embeds=part.text_embeds,
     )
     remaining = Subset(samples, range(per_step * training.first_step, len(samples)))
     return accelerator.prepare(

@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..configs.schema import ModelConfig, TokenConfig
 from ..inference.load import load_pipeline
+from ..inference.text import text_encoders, tokenizers
 from .denoiser import Denoiser
-from .text import text_encoders, tokenizers
 
 TINY_BASE = Path(__file__).parents[1] / "assets" / "tiny-base"
 

@@ -13,7 +13,7 @@ from ..data.catalogue import Catalogue
 from ..pca import build_scheduler, first_timestep
 from .models import Networks
 from .order import class_draws
-from .prepare import samplers_of
+from .start import samplers_of
 from .text_cache import embeddings_size
 
 TRAINED = {

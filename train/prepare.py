@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..configs.schema import Config, DataConfig, StartConfig
+from ..configs.schema import Config, DataConfig
 from ..data.buckets import Buckets, assign_buckets
 from ..data.catalogue import Catalogue, load_catalogue
-from ..data.latents import LatentCache, cache_latents
+from ..data.latents import cache_latents
 from ..data.processes import ALONE, Processes
 from ..data.studio import studio_catalogue
-from ..data.transform import ImageTransform
-from ..pca import DEFAULT_SAMPLERS, Sampler, StartDistribution, offset_from, vae_fingerprint
-from .conditions import Conditions, conditions_of
+from ..inference.text import text_encoders
+from ..pca import StartDistribution, Statistics
+from .conditions import conditions_of
+from .part import Part, size_of, transform_of
+from .start import fit_start
+from .text_cache import cache_pooled_text
 
 STUDIO = "photo-studio"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The training or the held-out part of a catalogue: its pictures, their latents, sizes and conditions."""
-
-    catalogue: Catalogue
-    cache: LatentCache
-    buckets: Buckets
-    condition: Conditions | None = None
-
-    def __len__(self) -> int:
-        return len(self.catalogue)
-
-    def by_size(self, rows: Sequence[int], places: Sequence[int]) -> dict[tuple[int, int], list[int]]:
-        """(height, width) in pixels -> the places i whose row rows[i] has that size."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i in places:
-            groups.setdefault(size_of(self.buckets, rows[i]), []).append(i)
-        return groups
-
-
-def size_of(buckets: Buckets, row: int) -> tuple[int, int]:
-    """Height and width in pixels that a picture is trained at."""
-    return buckets.sizes[int(buckets.bucket_ids[row])]
 
 
 @dataclass(frozen=True)
@@ -54,6 +31,7 @@ class Prepared:
     train: Part
     held_out: Part
     start_distribution: StartDistribution
+    statistics: dict[tuple[int, int], Statistics]  # by the size of the pictures
 
 
 def open_catalogue(
@@ -85,37 +63,9 @@ def open_catalogue(
     )
 
 
-def transform_of(config: DataConfig, size: tuple[int, int] | None = None) -> ImageTransform:
-    """How pictures become training pixels, at a (height, width) or the base resolution."""
-    height, width = size or (config.resolution, config.resolution)
-    return ImageTransform(height, width, fit=config.fit, backdrop=config.backdrop)
-
-
 def latents_folder(config: DataConfig, output: Path) -> Path:
     """Where latents are kept: as configured, else a folder `latents` beside the output."""
     return Path(config.cache_dir) if config.cache_dir else output.parent / "latents"
-
-
-def samplers_of(config: StartConfig) -> list[Sampler]:
-    """The declared samplers; the default set when the config names none."""
-    if config.samplers is None:
-        return list(DEFAULT_SAMPLERS)
-    return [Sampler(sampler.scheduler, sampler.steps, sampler.spacing) for sampler in config.samplers]
-
-
-def offset_start(pipeline: Any, config: StartConfig) -> int:
-    """First timestep of the offset range: as configured, else from the declared samplers; T when disabled.
-
-    Raises ValueError when it falls below 0.9 T without being asked for by name.
-    """
-    total = pipeline.scheduler.config.num_train_timesteps
-    if not config.enabled:
-        return total
-    if config.offset_from is not None:
-        if config.offset_from >= total:
-            raise ValueError(f"start.offset_from must be below {total}, got {config.offset_from}")
-        return config.offset_from
-    return offset_from(pipeline.scheduler, samplers_of(config), skip_interval=config.skip_interval)
 
 
 def check_class_sizes(catalogue: Catalogue, buckets: Buckets, components: int) -> None:
@@ -202,10 +152,12 @@ def prepare(
     t_min: int,
     cache_dir: Path,
     device: str | torch.device,
+    reserve: int = 0,
     processes: Processes = ALONE,
 ) -> Prepared:
     """Caches all latents and fits the start distribution to the training part's.
 
+    reserve: how many axes beyond the start distribution's the statistics are to have.
     Raises ValueError as `check_class_sizes` and `buckets_of` do, before anything is encoded.
     """
     buckets = [buckets_of(part, config.data, complete=part is parts[0]) for part in parts]
@@ -213,7 +165,7 @@ def prepare(
     train, held_out = (
         encode_part(
             catalogue,
-            pipeline.vae,
+            pipeline,
             config,
             cache_dir=cache_dir,
             device=device,
@@ -222,13 +174,22 @@ def prepare(
         )
         for catalogue, own in zip(parts, buckets, strict=True)
     )
-    start_distribution = fit_start(train, pipeline, config=config, t_min=t_min, processes=processes)
-    return Prepared(train, held_out, start_distribution)
+    start_distribution, statistics = fit_start(
+        train,
+        pipeline,
+        config=config,
+        t_min=t_min,
+        cache_dir=cache_dir,
+        device=device,
+        reserve=reserve,
+        processes=processes,
+    )
+    return Prepared(train, held_out, start_distribution, statistics)
 
 
 def encode_part(
     catalogue: Catalogue,
-    vae: Any,
+    pipeline: Any,
     config: Config,
     *,
     cache_dir: Path,
@@ -244,7 +205,7 @@ def encode_part(
     buckets = buckets or buckets_of(catalogue, config.data, complete=False)
     cache = cache_latents(
         catalogue,
-        vae,
+        pipeline.vae,
         base,
         cache_dir=cache_dir,
         device=device,
@@ -253,53 +214,11 @@ def encode_part(
         progress=processes.is_main,
     )
     transforms = [transform_of(config.data, size_of(buckets, row)) for row in range(len(catalogue))]
-    return Part(catalogue, cache, buckets, conditions_of(catalogue, config.model.controlnet, transforms))
-
-
-def fit_start(
-    part: Part, pipeline: Any, *, config: Config, t_min: int, processes: Processes = ALONE
-) -> StartDistribution:
-    """The start distribution of cached latents, with everything it must remember about their making.
-
-    With several buckets one for each: the square of data.resolution on top, or where that is none of them
-    the bucket with the most pictures. Means are summed by all processes together; components are computed
-    by each, from all pictures.
-    """
-    sizes, base = part.buckets.sizes, transform_of(config.data)
-    counts = part.buckets.bucket_ids.bincount(minlength=len(sizes)).tolist()
-    first = max(range(len(sizes)), key=lambda i: (sizes[i] == (base.height, base.width), counts[i]))
-    fitted = {}
-    for i in range(len(sizes)):
-        rows = (part.buckets.bucket_ids == i).nonzero()[:, 0].tolist()
-        divided = not config.start.components and len(rows) >= processes.count > 1
-        rows = processes.share(rows) if divided else rows
-        fitted[i] = StartDistribution.fit(
-            _Batches(part, [rows[j : j + 256] for j in range(0, len(rows), 256)]),
-            class_names=part.catalogue.class_names,
-            components=config.start.components,
-            allow_empty=len(sizes) > 1,
-            reduce=(lambda part: sum(processes.gather([part]))) if divided else None,
-            num_train_timesteps=pipeline.scheduler.config.num_train_timesteps,
-            skip_interval=config.start.skip_interval if config.start.enabled else 0,
-            offset_from=t_min,
-            samplers=samplers_of(config.start),
-            caption_prefixes=part.catalogue.prefixes,
-            vae_fingerprint=vae_fingerprint(pipeline.vae),
-            image_transform=transform_of(config.data, sizes[i]).to_dict(),
+    text_embeds = None
+    if config.start.family == "text":
+        text_encoders(pipeline)[-1].to(device)
+        text_embeds = cache_pooled_text(
+            pipeline, catalogue.captions, cache_dir=cache_dir, processes=processes
         )
-    start_distribution = fitted.pop(first)
-    for bucket in fitted.values():
-        start_distribution.add_bucket(bucket)
-    return start_distribution
-
-
-@dataclass(frozen=True)
-class _Batches:
-    """(latents, class_ids) batches that can be walked over more than once."""
-
-    part: Part
-    batches: list[list[int]]
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for rows in self.batches:
-            yield self.part.cache.means(rows), self.part.catalogue.class_ids[rows]
+    conditions = conditions_of(catalogue, config.model.controlnet, transforms)
+    return Part(catalogue, cache, buckets, conditions, text_embeds)

@@ -16,11 +16,11 @@ from ..inference.pipelines import (
     OffsetStableDiffusionXLControlNetPipeline,
     OffsetStableDiffusionXLPipeline,
 )
+from ..inference.text import text_encoders
 from ..pca import StartDistribution
-from .draw import draw, round_robin, start_of
+from .draw import draw, round_robin
 from .judge import side_by_side
-from .prepare import Part
-from .text import text_encoders
+from .part import Part
 from .training import Training
 
 PREVIEWS = 16
@@ -77,7 +77,7 @@ def save_preview(
             pipeline,
             part,
             rows,
-            start=start_of(start_distribution),
+            start=start_distribution.default_start,
             settings=settings,
             processes=processes,
             latents_only=True,

@@ -20,6 +20,7 @@ from ..data.processes import Processes
 from ..data.table import catalogue_table
 from ..evaluation import contact_sheet
 from ..evaluation.rules import write_json
+from ..inference.text import text_encoders
 from ..pca import Sampler, build_scheduler
 from .audits import audit_run, say_result
 from .draw import decode, round_robin
@@ -29,23 +30,13 @@ from .launch import frozen_dtype, processes_of, start_accelerator
 from .loop import train
 from .models import Networks, check_method, load_base, prepare_networks, training_schedule
 from .optimizers import check_optimizer
+from .part import Part, size_of, transform_of
 from .plan import plan_table, start_warning
-from .prepare import (
-    Part,
-    Prepared,
-    buckets_of,
-    check_class_sizes,
-    latents_folder,
-    offset_start,
-    prepare,
-    size_of,
-    split_catalogue,
-    transform_of,
-)
+from .prepare import Prepared, buckets_of, check_class_sizes, latents_folder, prepare, split_catalogue
 from .preview import save_picture, save_preview
 from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, recorded, start_run
+from .start import offset_start
 from .stop import Stopped
-from .text import text_encoders
 from .text_cache import embeddings_size, should_cache, texts_of
 from .training import Training, move, set_up
 from .validation import fixed_validation

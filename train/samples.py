@@ -38,13 +38,20 @@ class Texts(Protocol):
     def __getitem__(self, row: int | None) -> dict[str, Tensor]: ...
 
 
+class Rows(Protocol):
+    """One tensor a row."""
+
+    def __getitem__(self, row: int) -> Tensor: ...
+
+
 class TrainingSamples(Dataset):
     """The run's samples in the order they are trained on.
 
     order: (N, 3) of epoch, position in the epoch's order and row. Everything random about a sample comes
     from a generator seeded by (seed, epoch, position), whatever the number of processes. Items are
     dictionaries of `latents (C, H, W)` (scaled), `noise (C, H, W)`, `timesteps ()`, `class_ids ()`,
-    `dropped ()`, the caption's tokens or embeddings and, if condition is given, `condition (3, h, w)`.
+    `dropped ()`, the caption's tokens or embeddings and, where they are given, `condition (3, h, w)` and
+    `text_embeds (E,)`.
     """
 
     def __init__(
@@ -59,11 +66,13 @@ class TrainingSamples(Dataset):
         caption_dropout: float,
         sample_posterior: bool = False,
         condition: Callable[[int], Tensor] | None = None,
+        text_embeds: Rows | None = None,
     ) -> None:
         self.cache, self.class_ids, self.texts = cache, class_ids, texts
         self.order, self.seed = order, seed
         self.timesteps, self.caption_dropout = timesteps, caption_dropout
         self.sample_posterior, self.condition = sample_posterior, condition
+        self.text_embeds = text_embeds
 
     def __len__(self) -> int:
         return len(self.order)
@@ -85,4 +94,9 @@ class TrainingSamples(Dataset):
             "dropped": torch.tensor(dropped),
             **self.texts[None if dropped else row],
         }
-        return item if self.condition is None else item | {"condition": self.condition(row)}
+        if self.condition is not None:
+            item["condition"] = self.condition(row)
+        if self.text_embeds is not None:
+            # Of the caption even where it is dropped: both branches of guidance start from the same latents.
+            item["text_embeds"] = self.text_embeds[row]
+        return item

@@ -34,11 +34,12 @@ def training_loss(
 ) -> StepLoss:
     """The piecewise offset loss of one batch; offset_from = T gives the plain loss.
 
-    batch: `latents, noise (B, C, H, W)` with latents scaled, `timesteps, class_ids (B,)`, and what the
-    denoiser reads of captions and condition pictures. Source: METHODS 1, eq. 13-15.
+    batch: `latents, noise (B, C, H, W)` with latents scaled, `timesteps, class_ids (B,)`, what the
+    denoiser reads of captions and condition pictures, and `text_embeds (B, E)` for a start distribution that
+    depends on text. Source: METHODS 1, eq. 13-15.
     """
     latents, noise, timesteps = batch["latents"], batch["noise"], batch["timesteps"]
-    x_start = start_distribution.project(latents, batch["class_ids"])
+    x_start = start_distribution.project(latents, batch["class_ids"], text_embeds=batch.get("text_embeds"))
     noisy_latents, target = offset_target(
         latents,
         x_start,

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..inference.text import tokenize
+
 
 class TextEmbeds(NamedTuple):
     """Embeddings of a batch of captions: hidden (B, L, D) and, for SDXL, pooled (B, P)."""
@@ -19,33 +21,6 @@ class TextEmbeds(NamedTuple):
         """With zeros for the captions where (B,) is true."""
         hidden = self.hidden.masked_fill(where[:, None, None], 0)
         return TextEmbeds(hidden, None if self.pooled is None else self.pooled.masked_fill(where[:, None], 0))
-
-
-def text_encoders(pipeline: Any) -> list[Any]:
-    """The text encoders of a pipeline: one, or two for SDXL."""
-    second = getattr(pipeline, "text_encoder_2", None)
-    return [pipeline.text_encoder] if second is None else [pipeline.text_encoder, second]
-
-
-def tokenizers(pipeline: Any) -> list[Any]:
-    """The tokenizers of a pipeline, one an encoder."""
-    second = getattr(pipeline, "tokenizer_2", None)
-    return [pipeline.tokenizer] if second is None else [pipeline.tokenizer, second]
-
-
-def tokenize(pipeline: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids (N, encoders, L), padded and cut to the tokenizers' length."""
-    ids = [
-        tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        for tokenizer in tokenizers(pipeline)
-    ]
-    return torch.stack(ids, dim=1)
 
 
 def embed(encoders: Sequence[Any], input_ids: Tensor) -> TextEmbeds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 from ..data.latents import weights_hash
 from ..data.processes import ALONE, Processes
 from ..data.shards import ShardRows, read_entries, recipe_folder, write_shards
-from .text import TokenIds, embed, text_encoders, tokenize
+from ..inference.text import pool, text_encoders, tokenize
+from .text import TokenIds, embed
 
 LARGEST_SHARE = 0.5  # of the free disk that embeddings may take without being asked for
 
@@ -53,7 +54,26 @@ def should_cache(wanted: bool | None, *, frozen: bool, size: int, cache_dir: Pat
     return frozen and size <= LARGEST_SHARE * shutil.disk_usage(place).free
 
 
-@torch.no_grad()
+class PooledText:
+    """One pooled embedding (E,) a caption, read from disk by rows or slices of rows."""
+
+    def __init__(self, rows: ShardRows, places: Sequence[int]) -> None:
+        self._rows, self._places = rows, torch.tensor(places)
+        self.shape = (len(places), *rows.gather("pooled", [0]).shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def at(self, rows: Sequence[int]) -> PooledText:
+        """The embeddings of these rows, in this order."""
+        return PooledText(self._rows, self._places[list(rows)].tolist())
+
+    def __getitem__(self, rows: int | slice | Sequence[int]) -> Tensor:
+        places = self._places[rows]
+        found = self._rows.gather("pooled", places.reshape(-1))
+        return found if places.ndim else found[0]
+
+
 def cache_text(
     pipeline: Any,
     captions: Sequence[str],
@@ -65,37 +85,71 @@ def cache_text(
     """Embeddings of captions as the encoders give them, in their dtype; found again by the hash of encoders,
     tokens and dtype. The distinct captions are divided over the processes."""
     encoders = text_encoders(pipeline)
-    distinct = sorted({*captions, ""})
+
+    def embedded(ids: Tensor) -> dict[str, Tensor | None]:
+        return embed(encoders, ids.to(encoders[0].device))._asdict()
+
+    places, rows = _cached(
+        pipeline,
+        [*captions, ""],
+        embedded,
+        recipe=["text", *(weights_hash(encoder) for encoder in encoders), str(encoders[0].dtype)],
+        cache_dir=cache_dir,
+        batch_size=batch_size,
+        processes=processes,
+    )
+    names = ("hidden", "pooled") if len(encoders) > 1 else ("hidden",)
+    return CachedText(rows, places, names=names)
+
+
+def cache_pooled_text(
+    pipeline: Any, captions: Sequence[str], *, cache_dir: Path, processes: Processes = ALONE
+) -> PooledText:
+    """What a text-conditioned start distribution reads of captions; kept as `cache_text` keeps it."""
+    encoder = text_encoders(pipeline)[-1]
+    places, rows = _cached(
+        pipeline,
+        captions,
+        lambda ids: {"pooled": pool(encoder, ids[:, -1].to(encoder.device))},
+        recipe=["pooled text", weights_hash(encoder), str(encoder.dtype)],
+        cache_dir=cache_dir,
+        processes=processes,
+    )
+    return PooledText(rows, places)
+
+
+@torch.no_grad()
+def _cached(
+    pipeline: Any,
+    captions: Sequence[str],
+    embedded: Callable[[Tensor], dict[str, Tensor | None]],
+    *,
+    recipe: Sequence[str],
+    cache_dir: Path,
+    batch_size: int = 64,
+    processes: Processes,
+) -> tuple[list[int], ShardRows]:
+    """The row of each caption, and the rows, one a distinct caption; those not on disk yet are computed."""
+    distinct = sorted(set(captions))
     tokens = tokenize(pipeline, distinct)
-    keys = {
-        caption: hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-        for caption, ids in zip(distinct, tokens, strict=True)
-    }
-    recipe = json.dumps(["text", *(weights_hash(encoder) for encoder in encoders), str(encoders[0].dtype)])
-    folder = recipe_folder(cache_dir, recipe)
+    keys = [hashlib.sha256(ids.numpy().tobytes()).hexdigest() for ids in tokens]
+    folder = recipe_folder(cache_dir, json.dumps(list(recipe)))
     entries = read_entries(folder)
-    missing = [i for i, caption in enumerate(distinct) if keys[caption] not in entries]
+    missing = [i for i, key in enumerate(keys) if key not in entries]
     processes.wait()  # all have looked before any writes
     own = processes.share(missing)
 
-    def batches() -> Any:
+    def batches() -> Iterator[dict[str, dict[str, Tensor]]]:
         for first in range(0, len(own), batch_size):
             some = own[first : first + batch_size]
-            embeds = embed(encoders, tokens[some].to(encoders[0].device))
-            columns = {"hidden": embeds.hidden, "pooled": embeds.pooled}
-            kept = {name: tensor.cpu() for name, tensor in columns.items() if tensor is not None}
-            yield {
-                keys[distinct[i]]: {name: tensor[j] for name, tensor in kept.items()}
-                for j, i in enumerate(some)
-            }
+            kept = {name: x.cpu() for name, x in embedded(tokens[some]).items() if x is not None}
+            yield {keys[i]: {name: tensor[j] for name, tensor in kept.items()} for j, i in enumerate(some)}
 
     write_shards(folder, batches(), shard_size=256)
     processes.wait()
     entries = read_entries(folder)
-    rows = ShardRows(entries[keys[caption]] for caption in distinct)
     place = {caption: i for i, caption in enumerate(distinct)}
-    names = ("hidden", "pooled") if len(encoders) > 1 else ("hidden",)
-    return CachedText(rows, [place[caption] for caption in (*captions, "")], names=names)
+    return [place[caption] for caption in captions], ShardRows(entries[key] for key in keys)
 
 
 def texts_of(

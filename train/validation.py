@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from .draw import round_robin
 from .loop import loss_function
 from .order import seeded
-from .prepare import Part
+from .part import Part
 from .samples import Texts
 from .training import Training
 
@@ -47,6 +47,8 @@ class Validation:
         }
         if self.part.condition is not None:
             batch["condition"] = torch.stack([self.part.condition(row) for row in rows])
+        if self.part.text_embeds is not None:
+            batch["text_embeds"] = self.part.text_embeds[rows]
         return batch
 
     @torch.no_grad()

@@ -121,6 +121,16 @@ def test_another_schemes_start_is_refused_with_the_reason(key: str) -> None:
             "learning_rate must be about 1 with prodigy, which multiplies it, got 1e-05",
         ),
         (["model.lora.targets=[]"], "model.lora.targets: list should have at least 1 item"),
+        (["start.family=ica"], "start.family: input should be 'pca', 'pooled', 'diagonal', 'dct' or 'text'"),
+        (["start.family=text"], "start.components must be at least 1 with family text, got 0"),
+        (
+            ["start.family=dct", "start.components=2"],
+            "start.components must be 0 with family dct, got 2",
+        ),
+        (
+            ["start.family=text", "start.components=2", "model.text_encoder=lora"],
+            "model.text_encoder must be frozen with start.family text, fitted to its embeddings, got lora",
+        ),
         (["run.processes=0"], "run.processes: input should be greater than or equal to 1, got 0"),
     ],
 )

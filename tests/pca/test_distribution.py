@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onbrand.pca import DEFAULT_SAMPLERS, StartDistribution
+from safetensors.torch import save_file
 
 SHAPE = (2, 4, 4)
 SOURCE = Path(sys.modules[StartDistribution.__module__].__file__)
@@ -148,8 +149,42 @@ def test_the_travelling_file_imports_nothing_of_ours():
 def test_a_newer_format_is_refused(tmp_path):
     fit()[0].save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 3}))
-    with pytest.raises(ValueError, match="format_version must be at most 2 here, got 3"):
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 4}))
+    with pytest.raises(ValueError, match="format_version must be at most 3 here, got 4"):
+        StartDistribution.from_pretrained(tmp_path)
+
+
+def test_older_formats_are_read(tmp_path):
+    """Version 1 knew neither families nor buckets."""
+    d, x, ids = fit()
+    d.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["format_version"] == 1
+    for key in ("family", "text_width", "text_fingerprint", "bucket_sizes"):
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = StartDistribution.from_pretrained(tmp_path)
+    assert loaded.family == "pca"
+    assert torch.equal(loaded.project(x, ids), d.project(x, ids))
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path):
+    fit()[0].save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    for rest in (whole[: len(whole) // 2], whole[:20], b""):
+        file.write_bytes(rest)
+        with pytest.raises(
+            ValueError, match=rf"start distribution in {tmp_path} must be readable, got Unable"
+        ):
+            StartDistribution.from_pretrained(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"must be readable, got Error no file named .*safetensors"):
+        StartDistribution.from_pretrained(tmp_path)
+    save_file({"mean": torch.zeros(2, 2, 4, 4), "other": torch.zeros(1)}, file)
+    with pytest.raises(
+        ValueError, match=r"must hold the tensors its config says, got others: .*components.*other"
+    ):
         StartDistribution.from_pretrained(tmp_path)
 
 

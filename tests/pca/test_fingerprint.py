@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from onbrand.pca import check_vae, encode_mean, vae_fingerprint
+from onbrand.pca import check_text, check_vae, encode_mean, text_fingerprint, vae_fingerprint
 from onbrand.pca.fingerprint import reference_picture
 
 
@@ -77,3 +77,17 @@ def test_a_vae_that_gives_nan_has_no_fingerprint(vae):
     broken.quant_conv.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="VAE must encode the test picture to finite latents"):
         vae_fingerprint(broken)
+
+
+def test_one_text_encoder_in_two_precisions_agrees_and_another_does_not():
+    embedding = torch.linspace(-1, 1, 12)[None]
+    stored = json.loads(json.dumps(text_fingerprint(lambda captions: embedding)))
+    check_text(stored, lambda captions: embedding)
+    check_text(stored, lambda captions: embedding.bfloat16())
+    check_text(None, lambda captions: embedding[:, :3])
+    with pytest.raises(ValueError, match="must give 12 values a text as in the start distribution, got 11"):
+        check_text(stored, lambda captions: embedding[:, 1:])
+    with pytest.raises(ValueError, match=r"within 2% of its RMS 0\.\d+, got an RMS difference of 0\.\d+"):
+        check_text(stored, lambda captions: embedding * 1.03)
+    with pytest.raises(ValueError, match="got an RMS difference of nan"):
+        check_text(stored, lambda captions: embedding / 0 * 0)

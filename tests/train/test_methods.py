@@ -11,11 +11,12 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 from onbrand.configs import Config, config_of
 from onbrand.configs.schema import ModelConfig
 from onbrand.inference import load_pipeline
+from onbrand.inference.text import text_encoders, tokenize
 from onbrand.train.metrics import read_metrics
 from onbrand.train.models import load_base, prepare_networks
 from onbrand.train.prepare import split_catalogue
 from onbrand.train.run import run_training
-from onbrand.train.text import embed, text_encoders, tokenize
+from onbrand.train.text import embed
 from peft.tuners.tuners_utils import BaseTunerLayer
 from rich.console import Console
 

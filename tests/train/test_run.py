@@ -400,6 +400,22 @@ def test_too_few_pictures_for_the_components_is_said_before_encoding(
     assert not (tmp_path / "latents").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("text", {"components": 2}), ("pooled", {}), ("diagonal", {}), ("dct", {"band": 2})],
+)
+def test_every_family_trains_and_ships(make_config: MakeConfig, family: str, options: dict) -> None:
+    keys = {f"start__{key}": value for key, value in options.items()} | {"data__studio__pictures": 80}
+    run = run_training(make_config(start__family=family, **keys), console=QUIET)
+    model = load_pipeline(run / "model")
+    assert model.start_distribution.family == family
+    assert model.start_distribution.config["format_version"] == 3
+    assert (model.start_distribution.config["text_fingerprint"] is not None) == (family == "text")
+    assert json.loads((run / "audit.json").read_text())["n"] == 4
+    first = read_metrics(run)[0]["loss"]
+    assert 0 < first < 10
+
+
 def test_components_are_drawn_from_at_the_audit(make_config: MakeConfig) -> None:
     run = run_training(make_config(start__components=1, data__studio__pictures=60), console=QUIET)
     assert load_pipeline(run / "model").start_distribution.components.shape[1] == 1

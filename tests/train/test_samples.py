@@ -179,3 +179,14 @@ def test_emphasis_is_nothing_without_an_offset_range() -> None:
     law = TimestepLaw(1000, 1000, 0.5)
     drawn = [law.draw(seeded(0, i)) for i in range(500)]
     assert 400 < np.mean(drawn) < 600
+
+
+def test_a_dropped_caption_keeps_the_text_of_its_start() -> None:
+    text = torch.arange(PICTURES * 3.0).view(PICTURES, 3)
+    plain, told = make_samples(), make_samples(text_embeds=text)
+    assert any(bool(told[i]["dropped"]) for i in range(40))
+    for i in range(40):
+        item = told[i]
+        assert torch.equal(item.pop("text_embeds"), text[row_of(item)])
+        for name, value in plain[i].items():
+            assert torch.equal(item[name], value), name

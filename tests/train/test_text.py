@@ -10,10 +10,18 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from onbrand.data.processes import Processes
+from onbrand.inference.text import pooled_text, text_encoders, tokenize, tokenizers
 from onbrand.train import text_cache
 from onbrand.train.denoiser import Denoiser
-from onbrand.train.text import TokenIds, embed, text_encoders, tokenize, tokenizers
-from onbrand.train.text_cache import CachedText, cache_text, embeddings_size, should_cache, texts_of
+from onbrand.train.text import TokenIds, embed
+from onbrand.train.text_cache import (
+    CachedText,
+    cache_pooled_text,
+    cache_text,
+    embeddings_size,
+    should_cache,
+    texts_of,
+)
 
 CAPTIONS = ["a mug", "a red mug", "a mug", "blue bag"]
 DROPPED = [False, True, False, True]
@@ -218,6 +226,21 @@ def test_cached_embeddings_are_the_encoders_own(
         torch.testing.assert_close(item["hidden"], alone.hidden[0], rtol=1e-5, atol=1e-6)
     assert torch.equal(cached[0]["hidden"], cached[2]["hidden"])
     assert not torch.equal(cached[0]["hidden"], cached[1]["hidden"])
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_cached_pooled_text_is_read_by_rows_and_slices(
+    request: pytest.FixtureRequest, tmp_path: Path, family: str
+) -> None:
+    pipeline = request.getfixturevalue(family)
+    cached = cache_pooled_text(pipeline, CAPTIONS, cache_dir=tmp_path)
+    expected = pooled_text(pipeline, CAPTIONS)
+    assert (len(cached), cached.shape) == (4, tuple(expected.shape))
+    torch.testing.assert_close(cached[:4], expected)
+    torch.testing.assert_close(cached[1], expected[1])
+    torch.testing.assert_close(cached[[3, 0]], expected[[3, 0]])
+    torch.testing.assert_close(cached.at([2, 3])[:2], expected[2:])
+    assert torch.equal(cached[0], cached[2])
 
 
 @torch.no_grad()

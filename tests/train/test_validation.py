@@ -18,7 +18,7 @@ from onbrand.data.buckets import Buckets
 from onbrand.pca import StartDistribution
 from onbrand.train.models import load_base, prepare_networks, training_schedule
 from onbrand.train.order import seeded
-from onbrand.train.prepare import Part
+from onbrand.train.part import Part
 from onbrand.train.step import training_loss
 from onbrand.train.text import TokenIds
 from onbrand.train.training import Training, set_up

@@ -1,0 +1,252 @@
+"""How well training starts can be told from pure noise, and how many components rise above the noise."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .linear_test import ClassModel, accuracy_on, best_linear_test
+from .outliers import FEWEST, Outlier, outliers_of, stand_out
+from .picture_numbers import PictureNumbers, read_pictures
+from .statistics import Statistics
+
+__all__ = ["ClassDiagnosis", "Diagnosis", "Outlier", "PictureNumbers", "diagnose", "read_pictures"]
+
+NO_START = 1e-6  # an `a` below it leaves nothing of the picture
+STRONG, WEAK = 0.75, 0.55  # accuracies from which the verdict says so
+FEWEST_HELD_OUT = 2  # pictures of a class for their variances to be used
+
+
+@dataclass(frozen=True)
+class ClassDiagnosis:
+    """The leak of one class, eq. 6 and 7 with the mean over the values of the class mean as mu.
+
+    accuracy: by sampler, of the best linear test of training starts against pure noise at its first timestep,
+    in [0.5, 1]; on the held-out pictures, or by the model if there are none. explained: the share of the
+    variance that K = 0..r components explain. visible goes by the held-out variances, or with fewer than
+    FEWEST_HELD_OUT pictures by `unseen_variances`.
+    """
+
+    class_name: str
+    pictures: int  # training pictures
+    held_out: int
+    signal: float  # eq. 6
+    signal_trained: float  # eq. 7
+    accuracy: dict[str, float]
+    explained: list[float]
+    variances: list[float]  # of the training pictures along the axes
+    held_out_variances: list[float]  # mean squared score of the held-out pictures, [] if there are none
+    visible: int  # suggested K: axes before the first whose variance stays below the noise floor
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The leak of a catalogue: is offset fine-tuning worth it, and with which K."""
+
+    classes: list[ClassDiagnosis]  # those with training pictures
+    outliers: list[Outlier]  # flagged ones first, then by falling ratio, at most as many as asked for
+    flagged: int  # pictures beyond their class's limit
+    alpha_last: float  # a_T
+    first: dict[str, tuple[int, float]]  # sampler -> first timestep, a there
+    noise_floor: float  # (1 - a) / a at the largest a of `first`; inf if that is 0
+    dimension: int  # d
+
+    @property
+    def accuracy(self) -> float:
+        """Of each class's largest accuracy over samplers, the mean over pictures."""
+        pictures = sum(one.pictures for one in self.classes)
+        return sum(one.pictures * max(one.accuracy.values()) for one in self.classes) / pictures
+
+    @property
+    def visible(self) -> int:
+        """Suggested K: the median over pictures of their class's, rounded down."""
+        each = torch.tensor([one.visible for one in self.classes])
+        all_pictures = each.repeat_interleave(torch.tensor([one.pictures for one in self.classes]))
+        ordered, n = all_pictures.sort().values, len(all_pictures)
+        return int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
+
+    @property
+    def verdict(self) -> str:
+        """Two to three plain sentences: whether offset fine-tuning is worth it here, and which K."""
+        sentences = [_leak_sentence(self)]
+        if _largest_a(self.first) >= NO_START:
+            sentences.append(_components_sentence(self))
+        if self.flagged:
+            pictures = sum(one.pictures for one in self.classes)
+            look = "looks unlike its class" if self.flagged == 1 else "look unlike their class"
+            sentences.append(f"{self.flagged} of {pictures} pictures {look}.")
+        return " ".join(sentences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it, an infinite noise floor as None."""
+        content = asdict(self)
+        content["first"] = {label: list(step) for label, step in self.first.items()}
+        content["noise_floor"] = self.noise_floor if math.isfinite(self.noise_floor) else None
+        return content | {"accuracy": self.accuracy, "visible": self.visible, "verdict": self.verdict}
+
+
+def diagnose(
+    statistics: Statistics,
+    train: PictureNumbers,
+    held_out: PictureNumbers,
+    *,
+    first: Mapping[str, tuple[int, float]],
+    alpha_last: float,
+    limit: int = 24,
+) -> Diagnosis:
+    """How detectable the leak is, which components rise above the noise, and which pictures look odd.
+
+    train: of the pictures that the statistics were fitted on; held_out: of others, none if there are none.
+    first: sampler -> (first timestep, a there); alpha_last: a_T; limit: how many outliers to list.
+    Raises ValueError on an empty `first`, an a outside [0, 1), numbers of another number of axes, a negative
+    limit, and without training pictures.
+    Source: METHODS 1; eq. 4 to 7.
+    """
+    if not first:
+        raise ValueError("first must name at least one sampler, got none")
+    for what, a in [("alpha_last", alpha_last), *((f"a of {label!r}", a) for label, (_, a) in first.items())]:
+        if not 0 <= a < 1:
+            raise ValueError(f"{what} must be in [0, 1), got {a}")
+    rank = statistics.axes.shape[1]
+    for what, numbers in (("train", train), ("held_out", held_out)):
+        if numbers.scores.shape[1] != rank:
+            got = numbers.scores.shape[1]
+            raise ValueError(f"{what} must have scores along the statistics' {rank} axes, got {got}")
+    if limit < 0:
+        raise ValueError(f"limit must be 0 or more, got {limit}")
+    if not len(train.class_ids):
+        raise ValueError("train must hold at least one picture, got none")
+    a_largest = _largest_a(first)
+    floor = (1 - a_largest) / a_largest if a_largest else math.inf
+    classes, outliers, flagged = [], [], 0
+    for c, name in enumerate(statistics.class_names):
+        if not statistics.counts[c]:
+            continue
+        rows = (train.class_ids == c).nonzero()[:, 0]
+        own, other = _rows(train, rows), _rows(held_out, (held_out.class_ids == c).nonzero()[:, 0])
+        classes.append(
+            _diagnose_class(statistics, c, own, other, first=first, alpha_last=alpha_last, floor=floor)
+        )
+        if min(len(rows), statistics.counts[c]) >= FEWEST:
+            standing = stand_out(
+                own.scores,
+                own.energy,
+                statistics.variances[c],
+                count=statistics.counts[c],
+                dimension=statistics.means.shape[1],
+            )
+            found, number = outliers_of(name, rows, standing, limit=limit)
+            outliers, flagged = outliers + found, flagged + number
+    outliers.sort(key=lambda outlier: (not outlier.flagged, -outlier.ratio))
+    return Diagnosis(
+        classes=classes,
+        outliers=outliers[:limit],
+        flagged=flagged,
+        alpha_last=alpha_last,
+        first=dict(first),
+        noise_floor=floor,
+        dimension=statistics.means.shape[1],
+    )
+
+
+def _diagnose_class(
+    statistics: Statistics,
+    c: int,
+    own: PictureNumbers,
+    other: PictureNumbers,
+    *,
+    first: Mapping[str, tuple[int, float]],
+    alpha_last: float,
+    floor: float,
+) -> ClassDiagnosis:
+    """One class; own: its training pictures, other: its held-out ones."""
+    model = ClassModel.of(statistics, c)
+    tests = {label: best_linear_test(model, a) for label, (_, a) in first.items()}
+    d, n = statistics.means.shape[1], statistics.counts[c]
+    variances, total = statistics.variances[c], float(statistics.total_variances[c])
+    signal = d * alpha_last * float(statistics.means[c].mean()) ** 2
+    spread = float(own.average.var()) if len(own.average) > 1 else 0.0
+    explained = (variances.cumsum(dim=0) / total).clamp(max=1).tolist() if total else [0.0] * len(variances)
+    held_out = other.scores.square().mean(dim=0)
+    judged = held_out if len(other.scores) >= FEWEST_HELD_OUT else unseen_variances(variances, total, n)
+    return ClassDiagnosis(
+        class_name=statistics.class_names[c],
+        pictures=n,
+        held_out=len(other.scores),
+        signal=signal,
+        signal_trained=signal / (alpha_last * (spread * d - 1) + 1),
+        accuracy={
+            label: accuracy_on(model, test, other.scores, other.on_mean) for label, test in tests.items()
+        },
+        explained=[0.0, *explained],
+        variances=variances.tolist(),
+        held_out_variances=held_out.tolist() if len(other.scores) else [],
+        visible=int((judged > floor).int().cumprod(dim=0).sum()),
+    )
+
+
+def unseen_variances(variances: Tensor, total: float, count: int) -> Tensor:
+    """What the variances (r,) along axes fitted to `count` pictures would be on further pictures.
+
+    A picture draws each axis towards itself: leaving it out takes about its residual energy over (n-1) v_k
+    from its score, with the variance beyond axis k as the energy v_k (1 - beyond_k / ((n-1) v_k))^2. That is
+    what the spiked covariance model gives for axes well above the rest. With one picture left out there
+    are n - 2 axes: what lies beyond them is 0.
+    """
+    beyond = (total - variances.cumsum(dim=0)).clamp(min=0)
+    scatter = (count - 1) * variances
+    kept = (1 - beyond / scatter.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
+    supported = torch.arange(1, len(variances) + 1) <= count - 2
+    return variances * kept.square() * supported
+
+
+def _rows(numbers: PictureNumbers, rows: Tensor) -> PictureNumbers:
+    return PictureNumbers(*(column[rows] for column in numbers))
+
+
+def _largest_a(first: Mapping[str, tuple[int, float]]) -> float:
+    return max(a for _, a in first.values())
+
+
+def _leak_sentence(diagnosis: Diagnosis) -> str:
+    t, a = max(diagnosis.first.values(), key=lambda step: step[1])
+    if a < NO_START:
+        return (
+            f"At the first timestep, t = {t}, nothing is left of the picture (a = {a:.2g}): training starts "
+            "are pure noise already, there is no leak, and offset fine-tuning changes nothing."
+        )
+    share = 100 * diagnosis.accuracy
+    told = "more than 99" if share > 99 else f"{share:.0f}"
+    tells = f"A linear test tells training starts from pure noise in {told} % of cases at t = {t}"
+    if diagnosis.accuracy >= STRONG:
+        means = "the base reads this catalogue's look off its noise, and offset fine-tuning is worth it"
+    elif diagnosis.accuracy >= WEAK:
+        means = "guessing makes it 50 %, so the leak is weak, and offset fine-tuning may gain some"
+    else:
+        means = "that is hardly more than guessing, so there is nothing to fix"
+    return f"{tells}: {means}."
+
+
+def _components_sentence(diagnosis: Diagnosis) -> str:
+    k = diagnosis.visible
+    known = max(len(one.variances) for one in diagnosis.classes)
+    if not known:
+        return "No components were looked at: K = 0, the class mean, is the safe choice."
+    enough = sum(one.pictures for one in diagnosis.classes if one.held_out >= FEWEST_HELD_OUT)
+    judged = (
+        "on held-out pictures"
+        if 2 * enough > sum(one.pictures for one in diagnosis.classes)
+        else ("by an estimate from the training pictures, as too few are held out")
+    )
+    number = "No component rises" if k == 0 else "1 component rises" if k == 1 else f"{k} components rise"
+    if k == known:
+        number = (
+            f"All {known} components looked at rise" if known > 1 else "The one component looked at rises"
+        )
+    rises = f"{number} above the noise floor {diagnosis.noise_floor:.3g} {judged}"
+    if k == 0:
+        return f"{rises}: the network cannot read any, so K = 0, the class mean."
+    return f"{rises} (K = {k}); K = 0, the class mean, is the safe choice."

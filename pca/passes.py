@@ -1,0 +1,180 @@
+"""Passes over pictures: class by class, shared out over processes, with what is finished kept in a folder."""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .statistics import write_whole
+
+Batch = tuple[Tensor, Tensor]
+ROWS_AT_ONCE = 1024
+CHUNK_BYTES = 2**25  # of a chunk in float64
+SLOTS = 2**14
+
+
+class Together:
+    """The processes of a run, of which only a sum over all is known; one process if reduce is None.
+
+    Attributes: `count`, and this process's `index` among them, drawn anew each time.
+    """
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor] | None) -> None:
+        self._reduce = reduce
+        self.index, self.count = 0, 1
+        while reduce is not None:
+            # Each takes a slot; again if two took the same. Not from torch's generator: all share its seed.
+            slots, mine = torch.zeros(SLOTS, dtype=torch.long), secrets.randbelow(SLOTS)
+            slots[mine] = 1
+            slots = reduce(slots)
+            if slots.max() == 1:
+                self.index, self.count = int(slots[:mine].sum()), int(slots.sum())
+                break
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be other processes."""
+        return self._reduce is not None
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, where the tensor lies."""
+        return tensor if self._reduce is None else self._reduce(tensor.cpu()).to(tensor.device)
+
+    def before(self, own: Tensor) -> Tensor:
+        """The sum of own (k,) over the processes before this one."""
+        table = own.new_zeros(self.count, len(own))
+        table[self.index] = own
+        return self.sum(table)[: self.index].sum(dim=0)
+
+
+class Pictures:
+    """This process's pictures, as `fit_statistics` takes them."""
+
+    def __init__(
+        self,
+        latents: Tensor | Iterable[Batch],
+        class_ids: Tensor | None,
+        *,
+        class_names: Sequence[str],
+        device: str | torch.device,
+        name_of: Callable[[int], str] | None,
+    ) -> None:
+        self.class_names = class_names
+        self.device = torch.device(device)
+        if self.device.type == "mps":  # which has no float64
+            self.device = torch.device("cpu")
+        self.shape = torch.Size()
+        self._source: Any = _as_batches(latents, class_ids)
+        self._name_of = name_of
+
+    def walk(self, classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """(class id, rows (m, d) on the device) of these classes, in chunks."""
+        batches = self._source.of(classes) if hasattr(self._source, "of") else self._source
+        for x, ids in batches:
+            yield from self._chunks(x.detach(), ids.cpu(), set(classes))
+
+    def check_and_walk(self) -> Iterator[tuple[int, Tensor]]:
+        """The first pass, over all classes. Raises ValueError on what `fit_statistics` refuses."""
+        position, everything = 0, set(range(len(self.class_names)))
+        for x, ids in self._source:
+            x, ids = x.detach(), ids.cpu()
+            self.shape = self.shape or x.shape[1:]
+            self._check(x, ids, position)
+            position += len(x)
+            yield from self._chunks(x, ids, everything)
+
+    def common_shape(self, together: Together, problem: Exception | None) -> torch.Size:
+        """(C, H, W) of the latents in all processes. problem: what ended the first pass here, raised now."""
+        known = [1, *self.shape] if self.shape else [0, 0, 0, 0]
+        failed, known, *total = together.sum(torch.tensor([int(problem is not None), *known])).tolist()
+        if problem is not None:
+            raise problem
+        if failed:
+            raise ValueError(f"latents must be readable in all processes, got errors in {failed} others")
+        if known == 0:
+            raise ValueError("latents must hold at least one picture, got none")
+        common = torch.Size(side // known for side in total)
+        if self.shape and self.shape != common:
+            got = tuple(self.shape)
+            raise ValueError(f"latents must share one shape, got {got} and others in other processes")
+        return common
+
+    def _chunks(self, x: Tensor, ids: Tensor, classes: set[int]) -> Iterator[tuple[int, Tensor]]:
+        size = max(1, min(ROWS_AT_ONCE, CHUNK_BYTES // (8 * max(1, x[:1].numel()))))
+        for c in ids.unique().tolist():
+            if c in classes:
+                for places in (ids == c).nonzero()[:, 0].split(size):
+                    yield c, x[places].flatten(1).to(self.device)
+
+    def _check(self, x: Tensor, ids: Tensor, position: int) -> None:
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"latents must share one shape, got {tuple(self.shape)} and {tuple(x.shape[1:])}"
+            )
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.class_names):
+            found = sorted(set(ids.tolist()))
+            raise ValueError(f"class_ids must be in [0, {len(self.class_names)}), got {found}")
+        if not torch.isfinite(x).all():
+            row = int((~torch.isfinite(x.flatten(1))).any(dim=1).nonzero()[0])
+            number, name = position + row, self.class_names[int(ids[row])]
+            called = self._name_of(number) if self._name_of else f"{number} (class {name!r})"
+            raise ValueError(f"latents must be finite, got nan or inf in picture {called}")
+
+
+def _as_batches(latents: Tensor | Iterable[Batch], class_ids: Tensor | None) -> Iterable[Batch]:
+    if isinstance(latents, Tensor):
+        if class_ids is None or len(class_ids) != len(latents):
+            got = None if class_ids is None else len(class_ids)
+            raise ValueError(f"class_ids must be one id for each of {len(latents)} latents, got {got}")
+        return list(zip(latents.split(ROWS_AT_ONCE), class_ids.split(ROWS_AT_ONCE), strict=True))
+    if isinstance(latents, Iterator):
+        raise ValueError(
+            "latents must be a tensor or something that can be iterated more than once, "
+            f"got {type(latents).__name__}"
+        )
+    return latents
+
+
+class Work:
+    """Finished parts in a folder, each a safetensors file; nothing is kept if folder is None."""
+
+    def __init__(self, folder: Path | None, together: Together) -> None:
+        self._folder, self._together = folder, together
+
+    def find(self, parts: Sequence[str], shapes: dict[str, tuple]) -> list[dict[str, Tensor] | None]:
+        """What is there of these parts, for all processes; None for each that must be computed.
+
+        shapes: of the tensors a part must have; None stands for any number.
+        """
+        if self._folder is None:
+            return [None] * len(parts)
+        found = [self._read(part, shapes) for part in parts]
+        here = torch.tensor([tensors is not None for tensors in found], dtype=torch.long)
+        everywhere = self._together.sum(here) == self._together.count
+        return [tensors if all_have else None for tensors, all_have in zip(found, everywhere, strict=True)]
+
+    def write(self, part: str, tensors: dict[str, Tensor]) -> None:
+        """Keeps a part; every process may write it."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path(part), tensors)
+
+    def _path(self, part: str) -> Path:
+        return Path(str(self._folder)) / f"{part}.safetensors"
+
+    def _read(self, part: str, shapes: dict[str, tuple]) -> dict[str, Tensor] | None:
+        try:
+            tensors = load_file(self._path(part))
+        except (OSError, SafetensorError):
+            return None
+        right = tensors.keys() == shapes.keys() and all(
+            len(shape) == tensors[name].dim()
+            and all(side in (None, got) for side, got in zip(shape, tensors[name].shape, strict=True))
+            for name, shape in shapes.items()
+        )
+        return tensors if right else None
