@@ -147,7 +147,7 @@ def exact_axes(pictures: Pictures, c: int, components: int) -> np.ndarray:
 
 
 def rates(folder: Path, width: int) -> dict[str, float]:
-    """Bytes a second from disk, and of moments; FLOP/s of float32 products with blocks and of float64 Gram."""
+    """Bytes a second from disk and of moments; FLOP/s of block products and of float64 ones."""
     pictures = Pictures(folder / "shards")
     began = time.perf_counter()
     read = sum(x.numel() * x.element_size() for x, _ in pictures)

@@ -80,7 +80,7 @@ def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], con
         pipeline = load_base(config.model)
     else:
         base = into or config_of(overrides).model.base
-        pipeline = load_pipeline(resolve_base(base))
+        pipeline = load_pipeline(resolve_base(base), plain=into is None)
         config = config or _config_for(pipeline, what, base=base, trained=into is None, overrides=overrides)
     processes = processes_of(start_accelerator(config))
     console.quiet = not processes.is_main
@@ -111,9 +111,10 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
     from ..train.launch import processes_of, start_accelerator
     from ..train.models import load_base
     from ..train.prepare import Prepared, encode_part, latents_folder, open_catalogue
-    from ..train.start import add_to_start
+    from ..train.start import add_to_start, check_addable
 
     start = StartDistribution.from_pretrained(earlier / "start_distribution")
+    check_addable(start)
     pipeline = load_base(config.model).to(best_device())
     check_vae(start.config["vae_fingerprint"], pipeline.vae)
     processes = processes_of(start_accelerator(config))

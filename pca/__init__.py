@@ -1,6 +1,6 @@
 """The start distribution: what training and inference share."""
 
-from .diagnosis import Diagnosis, PictureNumbers, diagnose, read_pictures
+from .diagnosis import ClassDiagnosis, Diagnosis, Outlier, PictureNumbers, diagnose, read_pictures
 from .distribution import ANY_CLASS, FAMILIES, StartDistribution
 from .fingerprint import check_text, check_vae, encode_mean, text_fingerprint, vae_fingerprint
 from .fit import fit_statistics
@@ -12,7 +12,9 @@ __all__ = [
     "ANY_CLASS",
     "DEFAULT_SAMPLERS",
     "FAMILIES",
+    "ClassDiagnosis",
     "Diagnosis",
+    "Outlier",
     "PictureNumbers",
     "Sampler",
     "StartDistribution",

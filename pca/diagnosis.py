@@ -12,12 +12,9 @@ from .linear_test import ClassModel, accuracy_on, best_linear_test
 from .outliers import FEWEST, Outlier, outliers_of, stand_out
 from .picture_numbers import PictureNumbers, read_pictures
 from .statistics import Statistics
+from .verdict import FEWEST_HELD_OUT, verdict_of
 
 __all__ = ["ClassDiagnosis", "Diagnosis", "Outlier", "PictureNumbers", "diagnose", "read_pictures"]
-
-NO_START = 1e-6  # an `a` below it leaves nothing of the picture
-STRONG, WEAK = 0.75, 0.55  # accuracies from which the verdict says so
-FEWEST_HELD_OUT = 2  # pictures of a class for their variances to be used
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Diagnosis:
     """The leak of a catalogue: is offset fine-tuning worth it, and with which K."""
 
     classes: list[ClassDiagnosis]  # those with training pictures
-    outliers: list[Outlier]  # flagged ones first, then by falling ratio, at most as many as asked for
+    outliers: list[Outlier]  # the furthest beyond their class's limit first, as many as asked for
     flagged: int  # pictures beyond their class's limit
     alpha_last: float  # a_T
     first: dict[str, tuple[int, float]]  # sampler -> first timestep, a there
@@ -61,6 +58,15 @@ class Diagnosis:
         return sum(one.pictures * max(one.accuracy.values()) for one in self.classes) / pictures
 
     @property
+    def shared(self) -> float:
+        """How far training starts lie from pure noise in their own standard deviations, by their mean value.
+
+        The root of eq. 7, its mean over pictures: small where pictures differ more than they share.
+        """
+        pictures = sum(one.pictures for one in self.classes)
+        return math.sqrt(sum(one.pictures * one.signal_trained for one in self.classes) / pictures)
+
+    @property
     def visible(self) -> int:
         """Suggested K: the median over pictures of their class's, rounded down."""
         each = torch.tensor([one.visible for one in self.classes])
@@ -70,22 +76,20 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """Two to three plain sentences: whether offset fine-tuning is worth it here, and which K."""
-        sentences = [_leak_sentence(self)]
-        if _largest_a(self.first) >= NO_START:
-            sentences.append(_components_sentence(self))
-        if self.flagged:
-            pictures = sum(one.pictures for one in self.classes)
-            look = "looks unlike its class" if self.flagged == 1 else "look unlike their class"
-            sentences.append(f"{self.flagged} of {pictures} pictures {look}.")
-        return " ".join(sentences)
+        """A few plain sentences: whether offset fine-tuning is worth it here, and which K."""
+        return verdict_of(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it, an infinite noise floor as None."""
         content = asdict(self)
         content["first"] = {label: list(step) for label, step in self.first.items()}
         content["noise_floor"] = self.noise_floor if math.isfinite(self.noise_floor) else None
-        return content | {"accuracy": self.accuracy, "visible": self.visible, "verdict": self.verdict}
+        return content | {
+            "accuracy": self.accuracy,
+            "shared": self.shared,
+            "visible": self.visible,
+            "verdict": self.verdict,
+        }
 
 
 def diagnose(
@@ -119,9 +123,11 @@ def diagnose(
         raise ValueError(f"limit must be 0 or more, got {limit}")
     if not len(train.class_ids):
         raise ValueError("train must hold at least one picture, got none")
-    a_largest = _largest_a(first)
+    a_largest = max(a for _, a in first.values())
     floor = (1 - a_largest) / a_largest if a_largest else math.inf
-    classes, outliers, flagged = [], [], 0
+    classes: list[ClassDiagnosis] = []
+    outliers: list[tuple[float, Outlier]] = []
+    flagged = 0
     for c, name in enumerate(statistics.class_names):
         if not statistics.counts[c]:
             continue
@@ -138,12 +144,12 @@ def diagnose(
                 count=statistics.counts[c],
                 dimension=statistics.means.shape[1],
             )
-            found, number = outliers_of(name, rows, standing, limit=limit)
-            outliers, flagged = outliers + found, flagged + number
-    outliers.sort(key=lambda outlier: (not outlier.flagged, -outlier.ratio))
+            outliers += outliers_of(name, rows, standing, limit=limit)
+            flagged += int((standing.beyond > 1).sum())
+    outliers.sort(key=lambda found: -found[0])
     return Diagnosis(
         classes=classes,
-        outliers=outliers[:limit],
+        outliers=[outlier for _, outlier in outliers[:limit]],
         flagged=flagged,
         alpha_last=alpha_last,
         first=dict(first),
@@ -191,62 +197,20 @@ def _diagnose_class(
 def unseen_variances(variances: Tensor, total: float, count: int) -> Tensor:
     """What the variances (r,) along axes fitted to `count` pictures would be on further pictures.
 
-    A picture draws each axis towards itself: leaving it out takes about its residual energy over (n-1) v_k
-    from its score, with the variance beyond axis k as the energy v_k (1 - beyond_k / ((n-1) v_k))^2. That is
-    what the spiked covariance model gives for axes well above the rest. With one picture left out there
-    are n - 2 axes: what lies beyond them is 0.
+    A picture draws each axis towards itself: without it there, its score along axis k would be lower by
+    the share b = e / ((n-1) v), e its energy besides what it has in common with others, v (1-b) along each of
+    the axes up to k. With the average picture's energy that is b_k = (total - sum_{j<k} v_j (1 - b_j) - v_k)
+    / ((n-2) v_k), and v_k (1 - b_k)^2 is left: what the spiked covariance model gives for axes well above the
+    rest, and 0 where pictures have nothing in common.
     """
-    beyond = (total - variances.cumsum(dim=0)).clamp(min=0)
-    scatter = (count - 1) * variances
-    kept = (1 - beyond / scatter.clamp(min=torch.finfo(torch.float64).tiny)).clamp(min=0)
-    supported = torch.arange(1, len(variances) + 1) <= count - 2
-    return variances * kept.square() * supported
+    unseen = torch.zeros_like(variances)
+    if count > 2:
+        for k, v in enumerate(variances.tolist()):
+            share = min(max((total - v) / ((count - 2) * v), 0.0), 1.0) if v else 1.0
+            total -= v * (1 - share)
+            unseen[k] = v * (1 - share) ** 2
+    return unseen
 
 
 def _rows(numbers: PictureNumbers, rows: Tensor) -> PictureNumbers:
     return PictureNumbers(*(column[rows] for column in numbers))
-
-
-def _largest_a(first: Mapping[str, tuple[int, float]]) -> float:
-    return max(a for _, a in first.values())
-
-
-def _leak_sentence(diagnosis: Diagnosis) -> str:
-    t, a = max(diagnosis.first.values(), key=lambda step: step[1])
-    if a < NO_START:
-        return (
-            f"At the first timestep, t = {t}, nothing is left of the picture (a = {a:.2g}): training starts "
-            "are pure noise already, there is no leak, and offset fine-tuning changes nothing."
-        )
-    share = 100 * diagnosis.accuracy
-    told = "more than 99" if share > 99 else f"{share:.0f}"
-    tells = f"A linear test tells training starts from pure noise in {told} % of cases at t = {t}"
-    if diagnosis.accuracy >= STRONG:
-        means = "the base reads this catalogue's look off its noise, and offset fine-tuning is worth it"
-    elif diagnosis.accuracy >= WEAK:
-        means = "guessing makes it 50 %, so the leak is weak, and offset fine-tuning may gain some"
-    else:
-        means = "that is hardly more than guessing, so there is nothing to fix"
-    return f"{tells}: {means}."
-
-
-def _components_sentence(diagnosis: Diagnosis) -> str:
-    k = diagnosis.visible
-    known = max(len(one.variances) for one in diagnosis.classes)
-    if not known:
-        return "No components were looked at: K = 0, the class mean, is the safe choice."
-    enough = sum(one.pictures for one in diagnosis.classes if one.held_out >= FEWEST_HELD_OUT)
-    judged = (
-        "on held-out pictures"
-        if 2 * enough > sum(one.pictures for one in diagnosis.classes)
-        else ("by an estimate from the training pictures, as too few are held out")
-    )
-    number = "No component rises" if k == 0 else "1 component rises" if k == 1 else f"{k} components rise"
-    if k == known:
-        number = (
-            f"All {known} components looked at rise" if known > 1 else "The one component looked at rises"
-        )
-    rises = f"{number} above the noise floor {diagnosis.noise_floor:.3g} {judged}"
-    if k == 0:
-        return f"{rises}: the network cannot read any, so K = 0, the class mean."
-    return f"{rises} (K = {k}); K = 0, the class mean, is the safe choice."

@@ -15,6 +15,7 @@ from .statistics import Axes, Statistics, axes_of_rows, finished_axes
 GRAM_ROWS = 512  # up to so many pictures a class's axes are exact, from the products of its pictures
 SCATTER_WIDTH = 1024  # and up to so many values a picture, from the products of the values
 NEARLY_ALL = 8  # and where there are no more of either than this many times the axes
+COLUMNS_AT_ONCE = 1024
 HELD_BYTES = 2**29  # of a group of classes: pictures, scatter matrices, Krylov blocks
 
 
@@ -116,9 +117,7 @@ def _own_moments(pictures: Pictures, together: Together) -> tuple[torch.Size, Te
     try:
         for c, rows in pictures.check_and_walk():
             n, more = int(counts[c]), len(rows)
-            rows = rows.double()
-            mean = rows.mean(dim=0)
-            squares = (rows - mean).square_().sum(dim=0)
+            mean, squares = _mean_and_squares(rows)
             if n:
                 apart = mean - known[c][0]
                 mean = known[c][0] + apart * (more / (n + more))
@@ -134,9 +133,21 @@ def _own_moments(pictures: Pictures, together: Together) -> tuple[torch.Size, Te
     return shape, counts, moments[0], moments[1]
 
 
+def _mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and squared deviations from it, (d,) float64 each, of rows (m, d)."""
+    means, squares = [], []
+    for part in rows.split(COLUMNS_AT_ONCE, dim=1):  # what fits the processor's cache is four times as fast
+        part = part.double()
+        means.append(part.mean(dim=0))
+        squares.append((part - means[-1]).square_().sum(dim=0))
+    return torch.cat(means), torch.cat(squares)
+
+
 def _check_counts(
     counts: Sequence[int], class_names: Sequence[str], *, components: int, allow_empty: bool
 ) -> None:
+    if not any(counts):
+        raise ValueError("latents must hold at least one picture, got none")
     for name, count in zip(class_names, counts, strict=True):
         if count == 0 and not allow_empty:
             raise ValueError(f"class {name!r} must have at least one picture, got 0")
@@ -162,9 +173,9 @@ class _AxesSearch:
         """The axes of every class with pictures; each class is kept as soon as it is done."""
         classes = [c for c, count in enumerate(self.counts) if count]
         shapes = {"axes": (self.rank, self.d), "squares": (self.rank,), "missing": (1,)}
-        parts = finished.find([f"class-{c}" for c in classes], shapes)
-        done = dict(zip(classes, parts, strict=True))
-        for way, group in self._groups([c for c in classes if done[c] is None]):
+        kept = finished.find([f"class-{c}" for c in classes], shapes)
+        done = {c: part for c, part in zip(classes, kept, strict=True) if part is not None}
+        for way, group in self._groups([c for c in classes if c not in done]):
             for c, found in way(group):
                 found.squares[self.counts[c] - 1 :] = 0
                 missing = torch.tensor([found.missing], dtype=torch.float64)
@@ -189,7 +200,8 @@ class _AxesSearch:
                 block = 16 * d * (self.rank + EXTRA)
                 ways.setdefault(self._by_passes, []).append((c, MAX_PASSES * block))
         for way, needs in ways.items():
-            group, held = [], 0
+            group: list[int] = []
+            held = 0
             for c, size in needs:
                 if group and held + size > HELD_BYTES:
                     yield way, group

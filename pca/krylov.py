@@ -12,9 +12,9 @@ Key = TypeVar("Key")
 
 EXTRA = 8  # columns of a block beyond the axes wanted
 MAX_PASSES = 8
-TOLERANCE = 1e-4  # residual of an axis, as a part of its eigenvalue
-ROUNDING = 2e-6  # the same as a part of the largest: float32 products reach no further
-NEGLIGIBLE = 1e-7
+TOLERANCE = 5e-4  # residual of an axis, as a part of its eigenvalue
+ROUNDING = 1e-6  # the same as a part of the largest: float32 products reach no further
+NEGLIGIBLE = 1e-7  # an eigenvalue that float32 cannot tell from 0, as a part of the largest
 
 
 def leading_axes(

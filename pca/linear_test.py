@@ -44,7 +44,8 @@ class LinearTest(NamedTuple):
     @property
     def accuracy(self) -> float:
         """The share the test gets right under the model, of starts and noises alike."""
-        return float(ndtr(torch.tensor(self.threshold / self.length))) if self.length else 0.5
+        ratio = self.threshold / self.length if self.length else 0.0
+        return float(ndtr(torch.tensor(ratio, dtype=torch.float64)))
 
 
 def best_linear_test(model: ClassModel, a: float) -> LinearTest:

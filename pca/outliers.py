@@ -19,7 +19,7 @@ class Outlier:
 
     row: int  # position in the order of iteration of the training pictures
     class_name: str
-    distance: float  # leave-one-out Mahalanobis distance
+    distance: float  # leave-one-out Mahalanobis distance, see `stand_out`
     ratio: float  # distance over the median of the class
     flagged: bool  # beyond the class's limit
 
@@ -29,7 +29,7 @@ class Standing(NamedTuple):
 
     distance: Tensor  # (n,) float64
     ratio: Tensor  # (n,) float64, over the median
-    flagged: Tensor  # (n,) bool
+    beyond: Tensor  # (n,) float64, over the limit
 
 
 def leave_one_out_distances(
@@ -48,7 +48,7 @@ def leave_one_out_distances(
     ahead = count / (count - 1)
     rest = (energy - scores.square().sum(dim=1)).clamp(min=0)
     directions = dimension - scores.shape[1]
-    residual = ahead * torch.quantile(rest, 0.5) / directions if directions else torch.tensor(0.0)
+    residual = ahead * torch.quantile(rest, 0.5) / directions if directions else energy.new_zeros(())
     least = (LEAST_RESIDUAL * energy.mean() / dimension).clamp(min=torch.finfo(torch.float64).tiny)
     residual = torch.maximum(residual, least)
     q = (scores.square() / ((count - 1) * variances + (count - 2) * residual)).sum(dim=1)
@@ -58,7 +58,7 @@ def leave_one_out_distances(
 
 
 def stand_out(scores: Tensor, energy: Tensor, variances: Tensor, *, count: int, dimension: int) -> Standing:
-    """How far each picture lies from its class, and whether it is beyond the limit.
+    """How far each picture lies from its class, as a distance and against the class's limit.
 
     As in `leave_one_out_distances`, which is taken twice: with the axes, and with none of them, since
     several odd pictures make axes of their own and lie close along them. The one that puts a picture further
@@ -76,31 +76,22 @@ def stand_out(scores: Tensor, energy: Tensor, variances: Tensor, *, count: int, 
         limit = middle + DEVIATIONS * torch.maximum(spread, LEAST_SPREAD * middle)
         # Where most pictures are equal the median is 0.
         typical = torch.maximum(middle, 1e-3 * distance.max()).clamp(min=torch.finfo(torch.float64).tiny)
-        beyond = distance / torch.maximum(limit, typical)
-        found.append(torch.stack([distance, distance / typical, beyond]))
+        found.append(torch.stack([distance, distance / typical, distance / torch.maximum(limit, typical)]))
     stacked = torch.stack(found)  # (views, 3, n)
     best = stacked[:, 2].argmax(dim=0)
-    distance, ratio, beyond = stacked[best, :, torch.arange(len(energy))].T
-    return Standing(distance, ratio, beyond > 1)
+    return Standing(*stacked[best, :, torch.arange(len(energy))].T)
 
 
 def outliers_of(
     class_name: str, rows: Tensor, standing: Standing, *, limit: int
-) -> tuple[list[Outlier], int]:
-    """The `limit` furthest pictures of a class, flagged ones first, and how many are flagged in all.
+) -> list[tuple[float, Outlier]]:
+    """The `limit` pictures of a class furthest beyond its limit, each with how far that is.
 
     rows: (n,) positions of the pictures.
     """
-    order = (standing.ratio.argsort(descending=True, stable=True)).tolist()
-    order.sort(key=lambda i: not standing.flagged[i])
-    furthest = [
-        Outlier(
-            row=int(rows[i]),
-            class_name=class_name,
-            distance=float(standing.distance[i]),
-            ratio=float(standing.ratio[i]),
-            flagged=bool(standing.flagged[i]),
-        )
-        for i in order[:limit]
+    order = standing.beyond.argsort(descending=True, stable=True)[:limit]
+    columns = (rows[order], *(column[order] for column in standing))
+    return [
+        (beyond, Outlier(row, class_name, distance, ratio, beyond > 1))
+        for row, distance, ratio, beyond in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    return furthest, int(standing.flagged.sum())

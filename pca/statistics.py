@@ -1,6 +1,7 @@
 """What is known of each class's latents: counts, means, variances and leading axes; merged, saved, loaded."""
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -124,7 +125,19 @@ class Statistics:
             )
         if not version.isdigit() or set(tensors) != set(TENSORS):
             raise ValueError(f"statistics file {path} must hold {', '.join(TENSORS)}, got {sorted(tensors)}")
-        names, shape, counts = (json.loads(metadata[key]) for key in ("class_names", "shape", "counts"))
+        try:
+            names, shape, counts = (json.loads(metadata[key]) for key in ("class_names", "shape", "counts"))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"statistics file {path} must tell class_names, shape and counts, got {error!r}"
+            ) from error
+        n, d, rank = len(names), math.prod(shape), tensors["axes"].shape[1:2]
+        sizes = {"means": (n, d), "squares": (n, d), "axes": (n, *rank, d), "variances": (n, *rank)}
+        got = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if got != {**sizes, "missing": (n,)} or len(counts) != n:
+            raise ValueError(
+                f"statistics file {path} must hold tensors of {n} classes and {d} values, got {got}"
+            )
         return cls(tuple(names), tuple(shape), counts, **tensors)
 
     def _beyond(self) -> Tensor:
@@ -147,7 +160,7 @@ class Statistics:
 
 
 class _Class(NamedTuple):
-    count: int
+    pictures: int
     mean: Tensor
     squares: Tensor
     axes: Axes
@@ -179,11 +192,11 @@ def _merged_class(a: Statistics, b: Statistics, name: str, rank: int) -> _Class:
 
 
 def _stacked(classes: list[_Class], names: tuple[str, ...], shape: tuple[int, int, int]) -> Statistics:
-    freedoms = torch.tensor([max(found.count - 1, 1) for found in classes], dtype=torch.float64)
+    freedoms = torch.tensor([max(found.pictures - 1, 1) for found in classes], dtype=torch.float64)
     return Statistics(
         class_names=names,
         shape=shape,
-        counts=[found.count for found in classes],
+        counts=[found.pictures for found in classes],
         means=torch.stack([found.mean for found in classes]),
         squares=torch.stack([found.squares for found in classes]),
         axes=torch.stack([found.axes.axes for found in classes]),

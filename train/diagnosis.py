@@ -23,6 +23,7 @@ from .start import StartBatches, bucket_batches, samplers_of
 AXES = 16  # read for the diagnosis, whatever the start distribution has
 SHOWN_COMPONENTS = 3  # of a class, at -2 and +2 standard deviations
 SHOWN_TEXTS = 12
+SHOWN_OUTLIERS = 8  # those that are flagged, and others up to this number
 THUMBNAIL = 192
 
 Size = tuple[int, int]
@@ -97,7 +98,9 @@ def write_pages(
                 diagnosis=diagnosis,
                 pictures=_class_pictures(prepared, own, pipeline.vae, size=size, advance=advance),
                 outliers=[
-                    (outlier, *_shown(prepared.train, rows[outlier.row])) for outlier in diagnosis.outliers
+                    (outlier, *_shown(prepared.train, rows[outlier.row]))
+                    for number, outlier in enumerate(diagnosis.outliers)
+                    if outlier.flagged or number < SHOWN_OUTLIERS
                 ],
                 text_means=_text_means(prepared, own, pipeline.vae, rows),
             )

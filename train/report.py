@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from PIL import Image
 from ..configs.schema import Config
 from ..evaluation import RULES
 from ..evaluation.audit import describe_limits
+from ..evaluation.start_page import data_uri
 from .judge import Audited, sheet
 from .prepare import Prepared
 from .preview import GROWTH
@@ -53,13 +52,6 @@ def write_report(
     beside.write_text(page)
     beside.replace(run / "report.html")
     return run / "report.html"
-
-
-def data_uri(image: Image.Image) -> str:
-    """A picture as a JPEG data URI."""
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, format="JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def loss_curve(

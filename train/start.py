@@ -192,6 +192,13 @@ def _remembered(part: Part, pipeline: Any, *, config: Config, t_min: int) -> dic
     }
 
 
+def check_addable(start_distribution: StartDistribution) -> None:
+    """Raises ValueError on a family to which pictures cannot be added without the old ones."""
+    if start_distribution.family not in ADDABLE:
+        allowed, got = ", ".join(ADDABLE), start_distribution.family
+        raise ValueError(f"family must be one of {allowed} to add pictures, got {got}")
+
+
 def add_to_start(
     earlier: StartDistribution,
     known: Mapping[tuple[int, int], Statistics],
@@ -206,11 +213,9 @@ def add_to_start(
     known: the statistics by the size of the pictures, as `fit_start` gave them; part: the further pictures,
     its class names those of the catalogue so far and perhaps new ones. Means are exact, components as
     `Statistics.merge` says.
-    Raises ValueError on a family that statistics alone do not tell.
+    Raises ValueError as `check_addable` does.
     """
-    if earlier.family not in ADDABLE:
-        allowed = ", ".join(ADDABLE)
-        raise ValueError(f"family must be one of {allowed} to add pictures, got {earlier.family}")
+    check_addable(earlier)
     names = part.catalogue.class_names
     merged = {}
     for bucket, size in enumerate(part.buckets.sizes):

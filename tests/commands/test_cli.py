@@ -1,9 +1,11 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from onbrand.__main__ import app
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
@@ -86,14 +88,78 @@ def test_fit_attaches_a_start_distribution_without_training(
     text = invoke(
         "fit", catalogue, "run.audit.pictures=4", "start.components=2", "--into", tiny_base, "-o", out
     )
-    assert "from the class mean" in text
+    assert "from its start distribution" in text
     fitted = load_pipeline(out)
     assert fitted.start_distribution.components.shape[:2] == (2, 2)
     plain = load_pipeline(tiny_base).unet.state_dict()
     assert all((plain[key] == value).all() for key, value in fitted.unet.state_dict().items())
     assert (out / "fit" / "audits" / "from_pure_noise.json").exists()
+    assert (out / "fit" / "start.html").exists()
     with pytest.raises(ValueError, match="output must be a new folder"):
         invoke("fit", catalogue, "--into", tiny_base, "-o", out)
+
+
+def test_fit_diagnoses_a_catalogue_and_takes_more_pictures(
+    tiny_base: Path, catalogue: Path, tmp_path: Path
+) -> None:
+    from onbrand.pca import StartDistribution, Statistics
+
+    out, more = tmp_path / "fit", tmp_path / "more"
+    text = invoke("fit", catalogue, f"model.base={tiny_base}", "start.components=2", "-o", out)
+    assert "A linear test tells training starts from pure noise in" in text
+    found = json.loads((out / "diagnosis.json").read_text())["32x32"]
+    assert [one["class_name"] for one in found["classes"]] == ["round", "square"]
+    page = (out / "start.html").read_text()
+    assert found["verdict"].split(":")[0] in page
+    start = StartDistribution.from_pretrained(out / "start_distribution")
+    assert start.components.shape[:2] == (2, 2)
+    before = Statistics.load(out / "statistics_32x32.safetensors")
+    assert torch.equal(start.mean, before.mean)
+    # the same command again replaces its own folder; another folder it leaves alone
+    invoke("fit", catalogue, f"model.base={tiny_base}", "start.components=2", "-o", out)
+    with pytest.raises(ValueError, match=r"output must be a new folder, got .*catalogue, which exists"):
+        invoke("fit", catalogue, f"model.base={tiny_base}", "-o", catalogue)
+
+    more.mkdir()
+    rows = []
+    for i, kind in enumerate(["square", "square", "star", "star", "star"]):
+        Image.new("RGB", (64, 64), (200, 40 * i, 30)).save(more / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"new {i}", "class": kind})
+    (more / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shutil.rmtree(catalogue)  # the old pictures are not read again
+    text = invoke("fit", more, "--add-to", out)
+    assert "star" in text
+    after = Statistics.load(out / "statistics_32x32.safetensors")
+    assert after.class_names == ("round", "square", "star")
+    assert after.counts == [before.counts[0], before.counts[1] + 2, 3]
+    assert torch.equal(after.means[0], before.means[0])
+    start = StartDistribution.from_pretrained(out / "start_distribution")
+    assert start.class_names == ["round", "square", "star"]
+    assert start.config["counts"] == after.counts
+    with pytest.raises(ValueError, match="--add-to must be the folder of an earlier fit, and alone, got "):
+        invoke("fit", more, "--add-to", more)
+    with pytest.raises(ValueError, match="and alone, got it beside --into or --output"):
+        invoke("fit", more, "--add-to", out, "-o", tmp_path / "other")
+
+
+def test_fit_reads_a_config_and_its_family(tiny_base: Path, tmp_path: Path) -> None:
+    from onbrand.pca import StartDistribution
+
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"model: {{base: {tiny_base}}}\n"
+        "data: {studio: {pictures: 80}}\n"
+        "start: {family: text, components: 1}\n"
+    )
+    out = tmp_path / "fit"
+    invoke("fit", config, "-o", out)
+    start = StartDistribution.from_pretrained(out / "start_distribution")
+    assert (start.family, start.offset_from) == ("text", 941)
+    assert "of the variance of the K components, on captions left out" in (out / "start.html").read_text()
+    with pytest.raises(
+        ValueError, match="family must be one of pca, pooled, diagonal to add pictures, got text"
+    ):
+        invoke("fit", "photo-studio", "--add-to", out)
 
 
 def test_prompts_from_a_file(tiny_base: Path, tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""A diagnosis of a start distribution as one self-contained page and as a table for the terminal."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+from rich.table import Table
+
+from ..pca import Diagnosis, Outlier
+
+TEMPLATE = Path(__file__).with_name("start_page.html")
+SHOWN_KS = (1, 2, 4, 8, 16)
+MOST_LINES = 12  # classes with a line of their own in the scree
+COLOURS = (
+    "#3c6e9f", "#c2571a", "#1a7f4b", "#7a4fa3", "#9a7b00", "#b3261e",
+    "#008b8b", "#8d5524", "#4b5d16", "#a3336f", "#2f4858", "#667079",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ClassPictures:
+    """A class decoded by the VAE: its mean, and its leading components at -2 and +2 standard deviations."""
+
+    mean: Image.Image
+    components: list[tuple[Image.Image, Image.Image]]
+
+
+def write_start_page(
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    diagnosis: Diagnosis,
+    pictures: Mapping[str, ClassPictures],
+    outliers: Sequence[tuple[Outlier, Image.Image, str]],
+    text_means: Sequence[tuple[str, Image.Image]] = (),
+) -> Path:
+    """Writes the page, pictures inlined, and returns its path.
+
+    facts: what was read, label -> value; pictures: by class name; outliers: with thumbnail and origin;
+    text_means: captions with their decoded expected starts.
+    """
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["uri"] = data_uri
+    page = environment.from_string(TEMPLATE.read_text()).render(
+        title=title,
+        facts=facts,
+        diagnosis=diagnosis,
+        pictures=pictures,
+        outliers=outliers,
+        text_means=text_means,
+        scree=scree(diagnosis),
+        ks=shown_ks(diagnosis),
+        percent=percent,
+    )
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(page)
+    beside.replace(path)
+    return path
+
+
+def data_uri(image: Image.Image) -> str:
+    """A picture as a JPEG data URI."""
+    stream = io.BytesIO()
+    image.convert("RGB").save(stream, format="JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def diagnosis_table(diagnosis: Diagnosis) -> Table:
+    """One row a class: the leak, how well a linear test tells it, and what components explain.
+
+    The accuracy is that at every declared sampler's first timestep, its range where they differ.
+    """
+    known = max(len(one.variances) for one in diagnosis.classes)
+    ks = [k for k in (1, 4, 16) if k <= known]
+    starts = ", ".join(f"{name} at t = {t}" for name, (t, _) in diagnosis.first.items())
+    table = Table(title="The leak, before training", caption=f"Told apart: {starts}")
+    table.add_column("class")
+    for column in ("n", "eq. 6", "eq. 7", "told apart", *(f"K = {k}" for k in ks), "K seen"):
+        table.add_column(column, justify="right")
+    for one in diagnosis.classes:
+        told = list(dict.fromkeys(percent(accuracy) for accuracy in sorted(one.accuracy.values())))
+        table.add_row(
+            one.class_name,
+            str(one.pictures),
+            f"{one.signal:.1f}",
+            f"{one.signal_trained:.1f}",
+            told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}",
+            *(percent(one.explained[k]) for k in ks),
+            str(one.visible),
+        )
+    return table
+
+
+def shown_ks(diagnosis: Diagnosis) -> list[int]:
+    """The numbers of components whose share of the variance is shown."""
+    known = max(len(one.variances) for one in diagnosis.classes)
+    return [k for k in SHOWN_KS if k <= known]
+
+
+def percent(share: float) -> str:
+    """A share in percent, 100 only where it is."""
+    return f"{math.floor(1000 * share) / 10:.1f} %" if 0.99 <= share < 1 else f"{100 * share:.0f} %"
+
+
+def scree(diagnosis: Diagnosis, *, width: int = 720, height: int = 260) -> dict[str, Any] | None:
+    """SVG polylines of variances over components, log scale, with the noise floor; None without components.
+
+    A line a class up to MOST_LINES classes, else the mean over pictures; solid for training pictures, dashed
+    for held-out ones.
+    """
+    lines = _lines(diagnosis)
+    values = [value for _, variances, _ in lines for value in variances if value > 0]
+    if not values:
+        return None
+    floor = diagnosis.noise_floor if math.isfinite(diagnosis.noise_floor) else None
+    shown = [*values, *([floor] if floor else [])]
+    low, high = math.floor(math.log10(max(min(shown), max(shown) * 1e-4))), math.ceil(math.log10(max(shown)))
+    high = max(high, low + 1)
+    most = max(len(variances) for _, variances, _ in lines)
+
+    def y(value: float) -> float:
+        return height * (1 - (math.log10(max(value, 10.0**low)) - low) / (high - low))
+
+    def points(variances: Sequence[float]) -> str:
+        return " ".join(f"{width * (k + 0.5) / most:.1f},{y(v):.1f}" for k, v in enumerate(variances))
+
+    return {
+        "width": width,
+        "height": height,
+        "lines": [
+            {
+                "name": name,
+                "colour": COLOURS[i % len(COLOURS)],
+                "training": points(training),
+                "held_out": points(held_out) if any(held_out) else "",
+            }
+            for i, (name, training, held_out) in enumerate(lines)
+        ],
+        "floor": None if floor is None else y(floor),
+        "ticks": [(y(10.0**power), f"{10.0**power:g}") for power in range(low, high + 1)],
+        "components": [(width * (k - 0.5) / most, k) for k in range(1, most + 1) if k == 1 or k % 2 == 0],
+    }
+
+
+def _lines(diagnosis: Diagnosis) -> list[tuple[str, list[float], list[float]]]:
+    """Name, variances and held-out variances of each line of the scree."""
+    classes = diagnosis.classes
+    if len(classes) <= MOST_LINES:
+        return [(one.class_name, one.variances, one.held_out_variances) for one in classes]
+
+    def mean(rows: list[tuple[int, list[float]]]) -> list[float]:
+        weight = sum(n for n, _ in rows)
+        return [sum(n * row[k] for n, row in rows) / weight for k in range(len(rows[0][1]))] if rows else []
+
+    training = mean([(one.pictures, one.variances) for one in classes])
+    held_out = mean([(one.held_out, one.held_out_variances) for one in classes if one.held_out_variances])
+    return [(f"mean of {len(classes)} classes", training, held_out)]
