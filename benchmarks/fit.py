@@ -34,13 +34,8 @@ from safetensors.torch import load_file, save_file
 from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA, IncrementalPCA
 
-METHODS = {
-    "ours": "onbrand, from disk",
-    "incremental": "IncrementalPCA, from disk",
-    "randomized": "randomized PCA, in memory",
-}
 SHARD, DIRECTIONS, NOISE = 250, 64, 0.3
-READ = 256  # pictures at a time
+READ = 64  # pictures at a time: what is larger comes from the system anew each time, page by page
 
 
 class Pictures:
@@ -115,7 +110,7 @@ class PeakMemory(threading.Thread):
             time.sleep(0.005)
 
 
-def run_one(method: str, folder: Path, components: int, reserve: int, batch: int) -> None:
+def run_one(method: str, folder: Path, components: int, reserve: int) -> None:
     """Fits all classes, writes the axes into the folder and prints seconds and bytes."""
     memory = PeakMemory()
     memory.start()
@@ -127,9 +122,9 @@ def run_one(method: str, folder: Path, components: int, reserve: int, batch: int
         )
         axes = list(statistics.axes[:, :components])
     for c in range(len(pictures.classes) if method != "ours" else 0):
-        if method == "incremental":
+        if method.startswith("incremental"):
             fitted = IncrementalPCA(components)
-            for rows in pictures.rows(c, batch):
+            for rows in pictures.rows(c, int(method.split("-")[1])):
                 fitted.partial_fit(rows)
         else:
             fitted = PCA(components, svd_solver="randomized", random_state=0).fit(pictures.whole(c))
@@ -176,14 +171,20 @@ def main(
     side: Annotated[int, typer.Option(min=1)] = 64,
     components: Annotated[int, typer.Option(min=1)] = 8,
     reserve: Annotated[int, typer.Option(min=0, help="Further axes, in ours alone")] = 0,
-    batch: Annotated[int, typer.Option(min=2, help="Of IncrementalPCA")] = 256,
+    batch: Annotated[list[int] | None, typer.Option(min=2, help="Of IncrementalPCA; repeatable")] = None,
     folder: Annotated[Path | None, typer.Option(help="For the pictures; kept if given")] = None,
     only: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Seconds, memory and accuracy of fitting, beside scikit-learn's."""
     if only and folder:
-        run_one(only, folder, components, reserve, batch)
+        run_one(only, folder, components, reserve)
         return
+    methods = {"ours": "onbrand, from disk"}
+    methods |= {
+        f"incremental-{size}": f"IncrementalPCA, from disk, batches of {size}"
+        for size in batch or (256, 1000)
+    }
+    methods["randomized"] = "randomized PCA, a class in memory"
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(str(folder)) as place:
         root = Path(place)
         shape, shards = (channels, side, side), root / "shards"
@@ -193,25 +194,25 @@ def main(
             write_pictures(shards, pictures, classes, shape)
             (root / "written.json").write_text(told)
         loads = [os.getloadavg()[0]]
-        found = {method: _in_own_process(method, root) for method in METHODS}
+        found = {method: _in_own_process(method, root) for method in methods}
         loads.append(os.getloadavg()[0])
         forget(shards)
         measured = rates(root, components + reserve + EXTRA)
         source, checked = Pictures(shards), sorted({0, classes - 1})
         exact = {c: exact_axes(source, c, components) for c in checked}
-        angles = {method: _largest_angle(root / f"{method}.safetensors", exact) for method in METHODS}
+        angles = {method: _largest_angle(root / f"{method}.safetensors", exact) for method in methods}
     table = Table(
         title=f"{pictures:,} pictures of {channels}x{side}x{side} latents in {classes} classes, "
         f"K = {components}, {reserve} more in ours"
     )
     for name in ("", "seconds", "times ours", "peak memory, MiB", "largest angle"):
         table.add_column(name, justify="right" if name else "left")
-    for method, title in METHODS.items():
+    for method, title in methods.items():
         seconds = found[method]["seconds"]
         times, memory = seconds / found["ours"]["seconds"], found[method]["bytes"] / 2**20
         table.add_row(title, f"{seconds:.1f}", f"{times:.1f}", f"{memory:.0f}", f"{angles[method]:.1e}")
     table.caption = (
-        f"IncrementalPCA in batches of {batch}; angles in classes {', '.join(map(str, checked))}, radians; "
+        f"angles in classes {', '.join(map(str, checked))}, radians; "
         f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, load {loads[0]:.1f} before, "
         f"{loads[1]:.1f} after. Alone: disk {measured['disk'] / 1e6:.0f} MB/s, moments "
         f"{measured['moments'] / 1e6:.0f} MB/s, block products {measured['block'] / 1e9:.0f} GFLOP/s, "

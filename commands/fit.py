@@ -183,7 +183,12 @@ def _write(fitted: _Fitted, folder: Path, *, title: str, console: Console) -> No
     for size, statistics in prepared.statistics.items():
         statistics.save(_statistics_file(folder, size))
     (folder / "config.yaml").write_text(yaml.safe_dump(fitted.config.to_dict(), sort_keys=False))
-    found = {f"{h}x{w}": diagnosis.to_dict() for (h, w), (diagnosis, _) in fitted.diagnoses.items()}
+    origins, found = prepared.train.catalogue.origins, {}
+    for (height, width), (diagnosis, rows) in fitted.diagnoses.items():
+        content = found[f"{height}x{width}"] = diagnosis.to_dict()
+        content["outliers"] = [
+            {"picture": str(origins[rows[outlier.pop("row")]]), **outlier} for outlier in content["outliers"]
+        ]
     write_json(found, folder / RESULT)
     for (height, width), (diagnosis, _) in fitted.diagnoses.items():
         if len(found) > 1:

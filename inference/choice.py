@@ -39,7 +39,8 @@ class StartChoice(NamedTuple):
 
     def needs_text(self, distribution: StartDistribution | None) -> bool:
         """Whether the start follows from the text."""
-        return distribution is not None and distribution.needs_text and self.needs_statistics
+        follows = self.needs_statistics and not self.chooses_start
+        return distribution is not None and distribution.needs_text and follows
 
 
 def check_choice(
@@ -92,7 +93,7 @@ def choose_start(
     class_ids = class_ids.repeat_interleave(num_images)
     text = None if text_embeds is None else text_embeds.repeat_interleave(num_images, dim=0)
     if chosen is not None:
-        return distribution.project(chosen, class_ids, text_embeds=text).cpu()
+        return distribution.project(chosen, class_ids).cpu()
     if choice.start == "mean":
         return distribution.expected(class_ids, text_embeds=text, size=size).cpu()
     if isinstance(generator, Sequence):

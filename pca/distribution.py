@@ -278,10 +278,10 @@ class StartDistribution(ModelMixin, ConfigMixin):
     def project(self, x_0: Tensor, class_ids: Tensor, *, text_embeds: Tensor | None = None) -> Tensor:
         """What training starts a picture from: of its class's points the nearest, mean + P^T P (x_0 - mean).
 
-        x_0 itself for the family "diagonal", which reaches every point; the expected start of its text for
-        "text". x_0: (B, C, H, W) scaled latents of one of its sizes; class_ids: (B,); text_embeds: (B, E) as
-        in `sample`. Returns x_start, float32, shaped like x_0.
-        Raises ValueError on latents of another shape, unknown ids and text_embeds as `sample` does.
+        x_0 itself for the family "diagonal", which reaches every point; of "text" the expected start where
+        text_embeds are given. x_0: (B, C, H, W) scaled latents of one of its sizes; class_ids: (B,);
+        text_embeds: (B, E) as in `sample`. Returns x_start, float32, shaped like x_0.
+        Raises ValueError on latents of another shape, unknown ids and text_embeds of another shape.
         """
         height, width = x_0.shape[-2:]
         if (height, width) in self.buckets:
@@ -294,7 +294,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         if self.family == "diagonal":
             return x_0.to(self.mean)
         class_ids = self._checked_ids(class_ids)
-        if self.needs_text:
+        if self.needs_text and text_embeds is not None:
             return self.expected(class_ids, text_embeds=text_embeds)
         if not self.config["num_components"]:
             return self.mean[class_ids]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .krylov import EXTRA, MAX_PASSES, leading_axes
-from .passes import ROWS_AT_ONCE, Batch, Pictures, Together, Work
+from .passes import Batch, Pictures, Together, Work, chunk_rows
 from .statistics import Axes, Statistics, axes_of_rows, finished_axes
 
 GRAM_ROWS = 512  # up to so many pictures a class's axes are exact, from the products of its pictures
@@ -168,6 +168,8 @@ class _AxesSearch:
         self.pictures, self.together, self.rank, self.converged = pictures, together, rank, converged
         self.counts, self.d = moments.counts.tolist(), moments.means.shape[1]
         self.means = moments.means
+        self.selective = pictures.selective(together)
+        self.room = torch.empty(0)
 
     def run(self, finished: Work) -> dict[int, Axes]:
         """The axes of every class with pictures; each class is kept as soon as it is done."""
@@ -199,11 +201,13 @@ class _AxesSearch:
             else:
                 block = 16 * d * (self.rank + EXTRA)
                 ways.setdefault(self._by_passes, []).append((c, MAX_PASSES * block))
+        # Small groups are quicker, but each is a walk over all where a source cannot be asked for some.
+        limit = HELD_BYTES // 4 if self.selective else HELD_BYTES
         for way, needs in ways.items():
             group: list[int] = []
             held = 0
             for c, size in needs:
-                if group and held + size > HELD_BYTES:
+                if group and held + size > limit:
                     yield way, group
                     group, held = [], 0
                 group.append(c)
@@ -239,7 +243,7 @@ class _AxesSearch:
 
     def _by_rows(self, group: Sequence[int]) -> Iterator[tuple[int, Axes]]:
         """Each class's pictures are held, so that they are read once."""
-        held = {c: torch.empty(self.counts[c], self.d, device=self.pictures.device) for c in group}
+        held = dict(zip(group, self._room([self.counts[c] for c in group]), strict=True))
         own = dict.fromkeys(group, 0)
         for c, rows in self._walk(group):
             some = held[c][own[c] : own[c] + len(rows)]
@@ -247,7 +251,7 @@ class _AxesSearch:
             own[c] += len(rows)
         before = self.together.before(torch.tensor(list(own.values()))).tolist()
         for c, first in zip(group, before, strict=True):
-            rows = held.pop(c)
+            rows = held[c]
             if self._exact(c):
                 if self.together.several:
                     rows[first : first + own[c]] = rows[: own[c]].clone()
@@ -256,6 +260,12 @@ class _AxesSearch:
             else:
                 rows = rows[: own[c]].sub_(self._mean(c).float())
                 yield c, self._leading_axes([c], partial(_held_walk, rows))[c]
+
+    def _room(self, sizes: Sequence[int]) -> Sequence[Tensor]:
+        """Rows (size, d) for each class of a group; the memory is that of the group before."""
+        if len(self.room) < sum(sizes):
+            self.room = torch.empty(sum(sizes), self.d, device=self.pictures.device)
+        return self.room[: sum(sizes)].split(list(sizes))
 
     def _by_passes(self, group: Sequence[int]) -> Iterator[tuple[int, Axes]]:
         """The pictures are read again for every product."""
@@ -283,4 +293,4 @@ class _AxesSearch:
 
 def _held_walk(rows: Tensor, classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     [c] = classes
-    return ((c, some) for some in rows.split(ROWS_AT_ONCE))
+    return ((c, some) for some in rows.split(chunk_rows(rows.shape[1])))

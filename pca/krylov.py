@@ -14,6 +14,7 @@ EXTRA = 8  # columns of a block beyond the axes wanted
 MAX_PASSES = 8
 TOLERANCE = 5e-4  # residual of an axis, as a part of its eigenvalue
 ROUNDING = 1e-6  # the same as a part of the largest: float32 products reach no further
+ORTHOGONAL = 1e-10
 NEGLIGIBLE = 1e-7  # an eigenvalue that float32 cannot tell from 0, as a part of the largest
 
 
@@ -79,8 +80,12 @@ class _Search:
 
     def _append(self, block: Tensor) -> Tensor:
         block = block.to(self.basis)
-        for _ in range(2):  # once is not orthogonal where little of the block is new
-            block = torch.linalg.qr(block - self.basis @ (self.basis.T @ block)).Q
+        known = self.basis.T @ block
+        for _ in range(3):  # once is not orthogonal where little of the block is new
+            block = torch.linalg.qr(block - self.basis @ known).Q
+            known = self.basis.T @ block
+            if not (known.abs() > ORTHOGONAL).any():
+                break
         self.basis = torch.cat([self.basis, block], dim=1)
         return block.float()
 

@@ -18,6 +18,11 @@ CHUNK_BYTES = 2**25  # of a chunk in float64
 SLOTS = 2**14
 
 
+def chunk_rows(d: int) -> int:
+    """How many pictures of d values are worked on at a time."""
+    return max(1, min(ROWS_AT_ONCE, CHUNK_BYTES // (8 * max(1, d))))
+
+
 class Together:
     """The processes of a run, of which only a sum over all is known; one process if reduce is None.
 
@@ -72,6 +77,11 @@ class Pictures:
         self._source: Any = _as_batches(latents, class_ids)
         self._name_of = name_of
 
+    def selective(self, together: Together) -> bool:
+        """Whether the sources of all processes can be asked for some classes alone."""
+        can = torch.tensor([int(hasattr(self._source, "of"))])
+        return int(together.sum(can)) == together.count
+
     def walk(self, classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """(class id, rows (m, d) on the device) of these classes, in chunks."""
         batches = self._source.of(classes) if hasattr(self._source, "of") else self._source
@@ -105,7 +115,7 @@ class Pictures:
         return common
 
     def _chunks(self, x: Tensor, ids: Tensor, classes: set[int]) -> Iterator[tuple[int, Tensor]]:
-        size = max(1, min(ROWS_AT_ONCE, CHUNK_BYTES // (8 * max(1, x[:1].numel()))))
+        size = chunk_rows(x.shape[1:].numel())
         present = ids.unique().tolist()
         for c in classes.intersection(present):
             rows = x if len(present) == 1 else x[(ids == c).nonzero()[:, 0]]

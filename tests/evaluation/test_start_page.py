@@ -1,5 +1,6 @@
 """The page and the table of a diagnosis: every number and name of it is there, where it belongs."""
 
+import io
 import math
 import re
 from dataclasses import replace
@@ -157,10 +158,9 @@ def test_nothing_to_draw_without_components(tmp_path) -> None:
 
 
 def test_the_table_has_a_row_a_class() -> None:
-    console = Console(width=120, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(
-        diagnosis_table(a_diagnosis(a_class("mug"), a_class("shoe", accuracy=dict.fromkeys(FIRST, 1.0))))
-    )
+    console = Console(width=120, record=True, file=io.StringIO())
+    sure = a_class("shoe", accuracy=dict.fromkeys(FIRST, 1.0))
+    console.print(diagnosis_table(a_diagnosis(a_class("mug"), sure)))
     text = console.export_text()
     assert re.search(r"mug +│ +40 +│ +17\.2 +│ +3\.0 +│ 73 % to 99\.9 % +│ +50 % +│ +1", text)
     assert re.search(r"shoe +│ +40 .* 100 %", text)

@@ -109,6 +109,14 @@ def test_embeddings_without_a_prompt_tell_no_start(pipe):
     assert reached(pipe, prompt_embeds=embeds, start="none", **call).shape == (1, 4, 8, 8)
 
 
+def test_a_picture_of_ones_own_is_projected_whatever_the_text(pipe, tiny):
+    x = torch.randn(1, *tiny.LATENT_SHAPE, generator=seeded(5))
+    seen = reached(pipe, "a mug", class_name="mug", x_start=x, project_start=True, generator=seeded(3))
+    projected = pipe.start_distribution.project(x, torch.tensor([0]))
+    noise = torch.randn(1, *tiny.LATENT_SHAPE, generator=seeded(3))
+    torch.testing.assert_close(seen, started(pipe, projected, noise))
+
+
 def test_another_text_encoder_is_refused(pipe):
     other = copy.copy(pipe)
     name = "text_encoder_2" if hasattr(pipe, "text_encoder_2") else "text_encoder"

@@ -130,6 +130,7 @@ def test_text_says_where_training_and_sampling_start(catalogue):
     # the text tells nearly all there is to know, so the expected start is nearly the picture's own projection
     missed = (expected - own.project(x, ids)).flatten(1).norm(dim=1)
     assert (missed < 0.2 * (own.project(x, ids) - own.mean[ids]).flatten(1).norm(dim=1)).float().mean() > 0.9
+    assert torch.equal(d.project(x, ids), own.project(x, ids))  # of a picture whose text is not known
     assert torch.equal(d.variances, own.variances)
     assert (d.residual_variances < 0.1 * d.variances).all()
     assert d.default_start == "mean"
@@ -165,8 +166,8 @@ def test_what_does_not_fit_a_family_is_refused(catalogue):
         d.expected(ids[:2])
     with pytest.raises(ValueError, match=rule + r"\(2, 4\)"):
         d.sample(ids[:2], text_embeds=torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=rule + "None"):
-        d.project(x[:2], ids[:2])
+    with pytest.raises(ValueError, match=rule + r"\(2, 1\)"):
+        d.project(x[:2], ids[:2], text_embeds=text[:2, :1])
     with pytest.raises(ValueError, match=r"class_ids must be in \[0, 2\), got -1"):
         d.sample(torch.tensor([ANY_CLASS]), text_embeds=text[:1])
     pooled = fit(catalogue, "pooled")

@@ -221,10 +221,15 @@ def test_what_fits_is_read_twice_whatever_the_group():
 
 def test_groups_keep_below_the_bytes_held(monkeypatch):
     x, ids = pictures(60), torch.arange(60) % 6
-    monkeypatch.setattr(fitting, "HELD_BYTES", 2 * 10 * D * 4)
+    a_class = 10 * D * 4
+    monkeypatch.setattr(fitting, "HELD_BYTES", 4 * 2 * a_class)  # a quarter where asking costs nothing
     source = BatchesByClass(x, ids, 7)
     fit_statistics(source, class_names=list("abcdef"), components=4)
     assert source.asked == ((0, 1), (2, 3), (4, 5))
+    monkeypatch.setattr(fitting, "HELD_BYTES", 2 * a_class)
+    source = Batches(x, ids, 7)
+    fit_statistics(source, class_names=list("abcdef"), components=4)
+    assert source.read == 60 * (1 + 3)
 
 
 def test_the_largest_entry_of_every_component_is_positive():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from onbrand.configs import Config
+from onbrand.pca import StartDistribution
 from onbrand.train.metrics import read_metrics
 from onbrand.train.run import run_training
 from rich.console import Console
@@ -71,6 +72,37 @@ def options() -> dict[str, object]:
         "start__emphasis": 0.5,
         "run__audit__steps": 2,
     }
+
+
+def test_two_processes_fit_what_one_fits(tiny_base: Path, tmp_path: Path) -> None:
+    common = [
+        f"model.base={tiny_base}",
+        "data.resolution=64",
+        "data.studio.pictures=80",
+        "start.components=2",
+        "start.family=text",
+    ]
+    command = ["-m", "onbrand", "fit", "photo-studio", *common, "-o"]
+    done = torchrun(*command, tmp_path / "two" / "fit")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The leak, before training") == 1
+    alone = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "one" / "fit")], capture_output=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    one, two = (
+        StartDistribution.from_pretrained(tmp_path / name / "fit" / "start_distribution")
+        for name in ("one", "two")
+    )
+    assert one.config["counts"] == two.config["counts"]
+    for name, tensor in one.state_dict().items():
+        scale = tensor.abs().max()
+        torch.testing.assert_close(two.state_dict()[name], tensor, rtol=0, atol=1e-4 * float(scale), msg=name)
+    found = [
+        json.loads((tmp_path / name / "fit" / "diagnosis.json").read_text())["64x64"]["outliers"]
+        for name in ("one", "two")
+    ]
+    assert {outlier["picture"] for outlier in found[0]} == {outlier["picture"] for outlier in found[1]}
 
 
 def test_two_processes_follow_the_loss_curve_of_one(
