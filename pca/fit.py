@@ -48,7 +48,8 @@ def fit_statistics(
     Pictures are read once for the moments and, if there are axes, once more; up to MAX_PASSES times more
     where a class has neither exact axes nor room in HELD_BYTES. A source without `of` is walked over as a
     whole for each group of classes that fills HELD_BYTES. Memory: 16 bytes a value of each class, the axes,
-    and HELD_BYTES, or NEARLY_ALL times one class's axes if that is more; the number of pictures adds nothing.
+    HELD_BYTES (or NEARLY_ALL times one class's axes, if that is more) and one class's Krylov blocks, 16 bytes
+    a value of MAX_PASSES * (axes + EXTRA) columns; the number of pictures adds nothing.
     Raises ValueError on latents that are not finite or of mixed shape, on unknown class ids, on a class
     without pictures, on more components than a class's pictures or a latent's values allow, and on pictures
     that are not the same on every pass.
@@ -181,7 +182,8 @@ class _AxesSearch:
             for c, found in way(group):
                 found.squares[self.counts[c] - 1 :] = 0
                 missing = torch.tensor([found.missing], dtype=torch.float64)
-                done[c] = {"axes": found.axes, "squares": found.squares, "missing": missing}
+                part = {"axes": found.axes, "squares": found.squares, "missing": missing}
+                done[c] = {name: self.together.first(tensor) for name, tensor in part.items()}
                 finished.write(f"class-{c}", done[c])
         return {c: Axes(part["axes"], part["squares"], part["missing"].item()) for c, part in done.items()}
 
@@ -287,8 +289,15 @@ class _AxesSearch:
                 products[c] += rows.T @ (rows @ blocks[c])
             return {c: self.together.sum(product) for c, product in products.items()}
 
-        device = self.pictures.device
-        return leading_axes(apply, group, self.d, self.rank, converged=self.converged, device=device)
+        return leading_axes(
+            apply,
+            group,
+            self.d,
+            self.rank,
+            converged=self.converged,
+            agree=self.together.first,
+            device=self.pictures.device,
+        )
 
 
 def _held_walk(rows: Tensor, classes: Sequence[int]) -> Iterator[tuple[int, Tensor]]:

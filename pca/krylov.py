@@ -25,6 +25,7 @@ def leading_axes(
     k: int,
     *,
     converged: int | None = None,
+    agree: Callable[[Tensor], Tensor] = torch.clone,
     device: str | torch.device = "cpu",
 ) -> dict[Key, Axes]:
     """The k leading axes of the (d, d) matrix S of each key, by block Krylov iteration with Rayleigh-Ritz.
@@ -32,20 +33,18 @@ def leading_axes(
     apply: from blocks of columns Q (d, b) float32 by key to the products S Q, (d, b) float64; it is called
     with all keys that are not done, so that one pass over the pictures serves them all, at most MAX_PASSES
     times. A key is done when the residuals |S v - l v| of its leading axes, `converged` of them (all if
-    None), are at most TOLERANCE * l, or ROUNDING * l_1 where that is more.
+    None), are at most TOLERANCE * l, or ROUNDING * l_1 where that is more. agree: from this process's view
+    of which keys are done, int64, to the one that holds for all.
     """
     searches = {key: _Search(d, k, converged or k, device) for key in keys}
     blocks = {key: search.start() for key, search in searches.items()}
     found: dict[Key, Axes] = {}
     while blocks:
-        following: dict[Key, Tensor] = {}
         for key, product in apply(blocks).items():
-            block = searches[key].follow(product)
-            if block is None:
-                found[key] = searches.pop(key).finish()
-            else:
-                following[key] = block
-        blocks = following
+            searches[key].take(product)
+        done = agree(torch.tensor([int(searches[key].done) for key in blocks])).tolist()
+        found |= {key: searches.pop(key).finish() for key, over in zip(blocks, done, strict=True) if over}
+        blocks = {key: search.following() for key, search in searches.items()}
     return found
 
 
@@ -63,16 +62,21 @@ class _Search:
         width = min(self.k + EXTRA, self.d)
         return self._append(torch.randn(self.d, width, generator=generator, dtype=torch.float64))
 
-    def follow(self, product: Tensor) -> Tensor | None:
-        """Takes S times the block given last; the next block, or None when it is done."""
+    def take(self, product: Tensor) -> None:
+        """S times the block given last."""
         self.products = torch.cat([self.products, product.to(self.basis)], dim=1)
         self.passes += 1
         self._rayleigh_ritz()
+        self.product = product
+
+    @property
+    def done(self) -> bool:
         allowed = torch.maximum(TOLERANCE * self.values, ROUNDING * self.values[:1])
-        room = self.d - self.basis.shape[1]
-        if self.passes == MAX_PASSES or not room or (self.residuals <= allowed)[: self.converged].all():
-            return None
-        return self._append(product[:, :room])
+        enough = bool((self.residuals <= allowed)[: self.converged].all())
+        return enough or self.passes == MAX_PASSES or self.basis.shape[1] == self.d
+
+    def following(self) -> Tensor:
+        return self._append(self.product[:, : self.d - self.basis.shape[1]])
 
     def finish(self) -> Axes:
         found = finished_axes(self.vectors, self.values, self.k, negligible=NEGLIGIBLE)

@@ -50,6 +50,10 @@ class Together:
         """The sum over all processes, where the tensor lies."""
         return tensor if self._reduce is None else self._reduce(tensor.cpu()).to(tensor.device)
 
+    def first(self, tensor: Tensor) -> Tensor:
+        """The tensor of the first process, so that rounding does not part them."""
+        return self.sum(tensor if self.index == 0 else torch.zeros_like(tensor))
+
     def before(self, own: Tensor) -> Tensor:
         """The sum of own (k,) over the processes before this one."""
         table = own.new_zeros(self.count, len(own))

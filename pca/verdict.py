@@ -69,4 +69,4 @@ def _components_sentence(diagnosis: Diagnosis) -> str:
     rises = f"{number} above the noise floor {diagnosis.noise_floor:.3g} {judged}"
     if k == 0:
         return f"{rises}: the network cannot read any, so K = 0, the class mean."
-    return f"{rises} (K = {k}); K = 0, the class mean, is the safe choice."
+    return f"{rises} (K = {k}): start.family=text uses them where captions tell; else K = 0, the class mean."

@@ -439,8 +439,8 @@ LOUD, FAINT = 5 + normal(40, D), 1.5 * normal(1, D, seed=1) + normal(400, D, see
         (
             {"x": planted_pictures(100, seed=1), "axes": 5, "held_out": planted_pictures(50, seed=3)},
             [
-                "3 components rise above the noise floor 9 on held-out pictures (K = 3); K = 0, the class "
-                "mean, is the safe choice."
+                "3 components rise above the noise floor 9 on held-out pictures (K = 3): start.family=text "
+                "uses them where captions tell; else K = 0, the class mean."
             ],
         ),
         (

@@ -370,6 +370,19 @@ def test_the_number_of_processes_does_not_matter(cuts):
         check_same(found, whole)
 
 
+def test_processes_that_round_differently_still_get_the_same(monkeypatch):
+    def rounded(rows, rank, *, mean):
+        found = exact(rows, rank, mean=mean)
+        return found._replace(axes=found.axes + 1e-6 * torch.rand(()), squares=found.squares + torch.rand(()))
+
+    exact = fitting.axes_of_rows
+    monkeypatch.setattr(fitting, "axes_of_rows", rounded)
+    x, ids = pictures(40), torch.arange(40) % 2
+    first, second = in_processes([(x[:9], ids[:9]), (x[9:], ids[9:])], components=3)
+    assert torch.equal(first.axes, second.axes)
+    assert torch.equal(first.variances, second.variances)
+
+
 def test_two_processes_that_drew_one_slot_draw_again(monkeypatch):
     draws = iter([5, 5, 5, 7])
     monkeypatch.setattr(reading.secrets, "randbelow", lambda slots: next(draws))

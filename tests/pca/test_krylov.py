@@ -86,3 +86,20 @@ def test_a_matrix_of_low_rank_leaves_axes_without_variance(rank):
     torch.testing.assert_close(found.squares, values, atol=1e-6, rtol=0)
     assert not found.squares[rank:].any()
     torch.testing.assert_close(found.axes @ found.axes.T, torch.eye(10), atol=1e-6, rtol=0)
+
+
+def test_processes_stop_together_when_one_of_them_says_so():
+    S, _ = matrix(FALLING)
+    calls = []
+
+    def apply(blocks):
+        calls.append(list(blocks))
+        return {key: S @ block.double() for key, block in blocks.items()}
+
+    def agree(done):
+        return torch.tensor([1, 0]) if len(done) == 2 else done
+
+    leading_axes(apply, ["a", "b"], 400, 6, agree=agree)
+    assert calls[0] == ["a", "b"]
+    assert calls[1:] == [["b"]] * (len(calls) - 1)
+    assert len(calls) > 2
