@@ -107,7 +107,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         latents: (N, C, H, W) with class_ids (N,), or a re-iterable of (latents, class_ids) batches;
         components: K; offset_from: first timestep of the offset range, T - skip_interval if None;
         samplers: (scheduler, steps, spacing) each; options: `statistics`, `band`, `text_embeds`,
-        `allow_empty`, `reduce` and `device` as `fit_family` takes them, and further values to keep
+        `allow_empty`, `processes` and `device` as `fit_family` takes them, and further values to keep
         (caption_prefixes, vae_fingerprint, image_transform, text_fingerprint).
         Raises ValueError as `fit_family` does.
         """

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from .distribution import FAMILIES
 from .fit import fit_statistics
+from .passes import Processes
 from .statistics import Statistics
 from .text_map import fit_text_map
 
-OPTIONS = ("statistics", "band", "text_embeds", "allow_empty", "reduce", "device")
+OPTIONS = ("statistics", "band", "text_embeds", "allow_empty", "processes", "device")
 BAND = 4
 
 Latents = Tensor | Iterable[tuple[Tensor, Tensor]]
@@ -36,12 +37,12 @@ def fit_family(
     band: int = BAND,
     text_embeds: Any = None,
     allow_empty: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes | None = None,
     device: str | torch.device = "cpu",
 ) -> Fitted:
     """The tensors of a family's start distribution.
 
-    latents, class_ids, allow_empty, reduce, device: as `fit_statistics` takes them; statistics: of the same
+    latents, class_ids, allow_empty, processes, device: as `fit_statistics` takes them; statistics: of these
     latents where they are known, with at least K axes; band: low frequencies an axis, family "dct", where
     K = C * band^2; text_embeds: family "text", (N, E) pooled text embeddings in the order of the latents, a
     tensor or anything that gives tensors by slices.
@@ -58,7 +59,7 @@ def fit_family(
     options: dict[str, Any] = {
         "class_names": class_names,
         "allow_empty": allow_empty,
-        "reduce": reduce,
+        "processes": processes,
         "device": device,
     }
     if statistics is None:
@@ -73,7 +74,7 @@ def fit_family(
     elif family == "dct":
         tensors |= _low_band(latents, class_ids, statistics.shape, band=band, **options)
     elif family == "text":
-        text_map = fit_text_map(latents, class_ids, text_embeds, tensors=tensors, reduce=reduce)
+        text_map = fit_text_map(latents, class_ids, text_embeds, tensors=tensors, processes=processes)
         tensors |= text_map._asdict()
     return Fitted(tensors, list(statistics.counts))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .krylov import EXTRA, MAX_PASSES, leading_axes
-from .passes import Batch, Pictures, Together, Work, chunk_rows
+from .passes import Batch, Pictures, Processes, Together, Work, chunk_rows
 from .statistics import Axes, Statistics, axes_of_rows, finished_axes
 
 GRAM_ROWS = 512  # up to so many pictures a class's axes are exact, from the products of its pictures
@@ -27,7 +27,7 @@ def fit_statistics(
     components: int = 0,
     reserve: int = 0,
     allow_empty: bool = False,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes | None = None,
     device: str | torch.device = "cpu",
     work: Path | None = None,
     name_of: Callable[[int], str] | None = None,
@@ -38,8 +38,8 @@ def fit_statistics(
     it has a method `of(class_ids)`, that is asked for the pictures of some classes alone.
     components: axes every class must have; reserve: further ones, as far as d = C * H * W allows.
     allow_empty: a class without pictures gets zeros and the count 0.
-    reduce: the sum of a float32, float64 or int64 CPU tensor over the processes of a run, of which each
-    passes its own share of the pictures, none if there are none for it; all get the same statistics.
+    processes: those of a run, each of which passes its own share of the pictures, none if there are none for
+    it; all get the same statistics.
     work: a folder for what is finished, named by the caller after all of the above; what is found there is
     not computed again. name_of: what the picture at a position of the first pass is called in an error.
 
@@ -58,7 +58,7 @@ def fit_statistics(
     for name, number in (("components", components), ("reserve", reserve)):
         if number < 0:
             raise ValueError(f"{name} must be 0 or more, got {number}")
-    together = Together(reduce)
+    together = Together(processes)
     pictures = Pictures(latents, class_ids, class_names=class_names, device=device, name_of=name_of)
     finished = Work(work, together)
     moments = _moments(pictures, together, finished)

@@ -1,9 +1,8 @@
 """Passes over pictures: class by class, shared out over processes, with what is finished kept in a folder."""
 
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +14,6 @@ from .statistics import write_whole
 Batch = tuple[Tensor, Tensor]
 ROWS_AT_ONCE = 1024
 CHUNK_BYTES = 2**25  # of a chunk in float64
-SLOTS = 2**14
 
 
 def chunk_rows(d: int) -> int:
@@ -23,32 +21,40 @@ def chunk_rows(d: int) -> int:
     return max(1, min(ROWS_AT_ONCE, CHUNK_BYTES // (8 * max(1, d))))
 
 
+class Processes(Protocol):
+    """The processes of a run, each with its own share of the pictures; `data.processes` has one."""
+
+    @property
+    def index(self) -> int:
+        """This process's number."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    @property
+    def gather(self) -> Callable[[list], list]:
+        """Every process's list, joined in the order of their numbers, on all of them."""
+
+
 class Together:
-    """The processes of a run, of which only a sum over all is known; one process if reduce is None.
+    """What processes know together; one process if None."""
 
-    Attributes: `count`, and this process's `index` among them, drawn anew each time.
-    """
-
-    def __init__(self, reduce: Callable[[Tensor], Tensor] | None) -> None:
-        self._reduce = reduce
-        self.index, self.count = 0, 1
-        while reduce is not None:
-            # Each takes a slot; again if two took the same. Not from torch's generator: all share its seed.
-            slots, mine = torch.zeros(SLOTS, dtype=torch.long), secrets.randbelow(SLOTS)
-            slots[mine] = 1
-            slots = reduce(slots)
-            if slots.max() == 1:
-                self.index, self.count = int(slots[:mine].sum()), int(slots.sum())
-                break
+    def __init__(self, processes: Processes | None) -> None:
+        self._processes = processes
+        self.index, self.count = (0, 1) if processes is None else (processes.index, processes.count)
 
     @property
     def several(self) -> bool:
-        """Whether there may be other processes."""
-        return self._reduce is not None
+        """Whether there are other processes."""
+        return self.count > 1
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, where the tensor lies."""
-        return tensor if self._reduce is None else self._reduce(tensor.cpu()).to(tensor.device)
+        if self._processes is None or self.count == 1:
+            return tensor
+        total, *others = self._processes.gather([tensor.cpu()])
+        return sum(others, start=total).to(tensor.device)
 
     def first(self, tensor: Tensor) -> Tensor:
         """The tensor of the first process, so that rounding does not part them."""

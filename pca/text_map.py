@@ -1,13 +1,15 @@
 """The expected scores of a text: a ridge regression from pooled text embeddings to principal components."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
+
+from .passes import Processes, Together
 
 FOLDS = 5
 STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the penalty, times the mean variance of an embedding's entries
@@ -28,11 +30,11 @@ def fit_text_map(
     text_embeds: Any,
     *,
     tensors: dict[str, Tensor],
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    processes: Processes | None = None,
 ) -> TextMap:
     """A ridge regression a class, its penalty chosen on texts left out, `FOLDS` times.
 
-    latents, class_ids, text_embeds, reduce: as `fit_family` takes them; tensors: `mean`, `components` and
+    latents, class_ids, text_embeds, processes: as `fit_family` takes them; tensors: `mean`, `components` and
     `variances`. Pictures are read once (again for every so many classes as fill HELD_BYTES with moments);
     what is held does not grow with their number. The residual variances are those on the texts left out, so
     a text that tells nothing leaves the class's own variances.
@@ -45,7 +47,7 @@ def fit_text_map(
     for first in range(0, n_classes, at_once):
         group = range(first, min(first + at_once, n_classes))
         moments = _moments(latents, class_ids, text_embeds, group, tensors=tensors)
-        moments = moments if reduce is None else reduce(moments)
+        moments = Together(processes).sum(moments)
         maps += [
             _ridge(moments[i].numpy(), tensors["variances"][c].double().numpy(), width=width)
             for i, c in enumerate(group)

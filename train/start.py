@@ -25,7 +25,7 @@ from ..pca import (
 )
 from .part import Part, transform_of
 
-BATCH = 256  # latents read at a time
+BATCH = 64  # latents read at a time: larger blocks come from the system anew each time, page by page
 ADDABLE = ("pca", "pooled", "diagonal")  # families that need nothing but what statistics hold
 
 
@@ -77,11 +77,6 @@ class StartBatches:
             yield self.part.cache.means(some), self._class_ids[some]
 
 
-def total_over(processes: Processes, part: torch.Tensor) -> torch.Tensor:
-    """The sum of the processes' tensors, on all of them."""
-    return torch.stack(processes.gather([part])).sum(dim=0)
-
-
 def bucket_batches(part: Part, bucket: int, *, processes: Processes = ALONE) -> StartBatches:
     """This process's share of the pictures of one size."""
     rows = (part.buckets.bucket_ids == bucket).nonzero()[:, 0].tolist()
@@ -115,7 +110,7 @@ def bucket_statistics(
         components=components,
         reserve=reserve,
         allow_empty=allow_empty,
-        reduce=partial(total_over, processes) if processes.count > 1 else None,
+        processes=processes,
         device=device,
         work=cache_dir / "statistics" / digest,
         name_of=batches.name,
@@ -166,7 +161,7 @@ def fit_start(
                 band=config.start.band,
                 text_embeds=part.text_embeds.at(batches.rows) if part.text_embeds else None,
                 allow_empty=len(sizes) > 1,
-                reduce=partial(total_over, processes) if processes.count > 1 else None,
+                processes=processes,
                 device=device,
                 image_transform=transform_of(config.data, sizes[i]).to_dict(),
                 **shared,

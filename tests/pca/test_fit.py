@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onbrand.data.processes import Processes
 from onbrand.pca import fit as fitting
 from onbrand.pca import fit_statistics
 from onbrand.pca import passes as reading
@@ -324,23 +325,23 @@ def test_a_class_may_lack_pictures_if_allowed():
 
 
 def in_processes(shares, **options):
-    """fit_statistics in one thread a share, each with a `reduce` that sums over all of them."""
+    """fit_statistics in one thread a share, each a process to itself."""
     barrier = threading.Barrier(len(shares), timeout=20)
-    slots = [None] * len(shares)
+    slots = [[] for _ in shares]
 
     def run(rank):
-        def reduce(tensor):
-            assert tensor.dtype in (torch.float32, torch.float64, torch.int64)
-            assert tensor.device.type == "cpu"
-            slots[rank] = tensor
+        def gather(own):
+            assert all(tensor.device.type == "cpu" for tensor in own)
+            slots[rank] = own
             barrier.wait()
-            total = sum(slots[1:], slots[0])
+            joined = [tensor for part in slots for tensor in part]
             barrier.wait()
-            return total
+            return joined
 
         share = shares[rank]
         x, ids = share if isinstance(share, tuple) else (share, None)
-        return fit_statistics(x, ids, class_names=NAMES, reduce=reduce, **options)
+        processes = Processes(index=rank, count=len(shares), gather=gather)
+        return fit_statistics(x, ids, class_names=NAMES, processes=processes, **options)
 
     with ThreadPoolExecutor(len(shares)) as pool:
         return [future.result() for future in [pool.submit(run, rank) for rank in range(len(shares))]]
@@ -381,15 +382,6 @@ def test_processes_that_round_differently_still_get_the_same(monkeypatch):
     first, second = in_processes([(x[:9], ids[:9]), (x[9:], ids[9:])], components=3)
     assert torch.equal(first.axes, second.axes)
     assert torch.equal(first.variances, second.variances)
-
-
-def test_two_processes_that_drew_one_slot_draw_again(monkeypatch):
-    draws = iter([5, 5, 5, 7])
-    monkeypatch.setattr(reading.secrets, "randbelow", lambda slots: next(draws))
-    x, ids = pictures(20, fall=6), torch.arange(20) % 2
-    found, _ = in_processes([(x[:9], ids[:9]), (x[9:], ids[9:])], components=3)
-    check_same(found, fit_statistics(x, ids, class_names=NAMES, components=3))
-    assert next(draws, None) is None
 
 
 def test_bad_shares_are_refused():

@@ -1,5 +1,7 @@
 """The ridge regression from text to principal components, against scikit-learn on the pictures themselves."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -87,9 +89,11 @@ def test_batches_order_shares_and_groups_do_not_matter(monkeypatch):
     monkeypatch.setattr("onbrand.pca.text_map.HELD_BYTES", 1)  # one class at a time
     batched = fit_text_map(batches, None, text[order], tensors=tensors)
     halves = []
-    fit_text_map(x[:25], ids[:25], text[:25], tensors=tensors, reduce=lambda m: halves.append(m) or m)
+    first = SimpleNamespace(index=0, count=2, gather=lambda own: halves.append(own) or own)
+    fit_text_map(x[:25], ids[:25], text[:25], tensors=tensors, processes=first)
     rest = iter(halves)
-    shared = fit_text_map(x[25:], ids[25:], text[25:], tensors=tensors, reduce=lambda m: m + next(rest))
+    second = SimpleNamespace(index=1, count=2, gather=lambda own: next(rest) + own)
+    shared = fit_text_map(x[25:], ids[25:], text[25:], tensors=tensors, processes=second)
     for found in (batched, shared):
         for a, b in zip(found, whole, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
