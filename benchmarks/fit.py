@@ -169,7 +169,7 @@ def main(
     classes: Annotated[int, typer.Option(min=1)] = 10,
     channels: Annotated[int, typer.Option(min=1)] = 4,
     side: Annotated[int, typer.Option(min=1)] = 64,
-    components: Annotated[int, typer.Option(min=1)] = 8,
+    components: Annotated[int, typer.Option(min=1)] = 16,
     reserve: Annotated[int, typer.Option(min=0, help="Further axes, in ours alone")] = 0,
     batch: Annotated[list[int] | None, typer.Option(min=2, help="Of IncrementalPCA; repeatable")] = None,
     folder: Annotated[Path | None, typer.Option(help="For the pictures; kept if given")] = None,

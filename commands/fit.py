@@ -115,6 +115,10 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
 
     start = StartDistribution.from_pretrained(earlier / "start_distribution")
     check_addable(start)
+    known = {
+        (height, width): Statistics.load(_statistics_file(earlier, (height, width)))
+        for height, width in config.data.buckets or [(config.data.resolution, config.data.resolution)]
+    }
     pipeline = load_base(config.model).to(best_device())
     check_vae(start.config["vae_fingerprint"], pipeline.vae)
     processes = processes_of(start_accelerator(config))
@@ -130,7 +134,6 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
             encode_part(one, pipeline, config, cache_dir=folder, device=pipeline.device, processes=processes)
             for one in (catalogue, nothing)
         )
-        known = {size: Statistics.load(_statistics_file(earlier, size)) for size in part.buckets.sizes}
         start, statistics = add_to_start(
             start, known, part, cache_dir=folder, device=pipeline.device, processes=processes
         )

@@ -13,12 +13,16 @@ from typing import Any
 import jinja2
 from PIL import Image
 from rich.table import Table
+from rich.text import Text
 
 from ..pca import Diagnosis, Outlier
+from ..pca.verdict import STRONG
 
 TEMPLATE = Path(__file__).with_name("start_page.html")
 SHOWN_KS = (1, 2, 4, 8, 16)
 MOST_LINES = 12  # classes with a line of their own in the scree
+MOST_PIXELS = 288  # a side of the pictures of the page, twice what they are shown at
+DASH = 12  # half the width of a line of a single component
 COLOURS = (
     "#3c6e9f", "#c2571a", "#1a7f4b", "#7a4fa3", "#9a7b00", "#b3261e",
     "#008b8b", "#8d5524", "#4b5d16", "#a3336f", "#2f4858", "#667079",
@@ -49,20 +53,22 @@ def write_start_page(
     text_means: captions with their decoded expected starts.
     """
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["uri"] = data_uri
-    page = environment.from_string(TEMPLATE.read_text()).render(
+    environment.filters["uri"] = lambda image: data_uri(_thumbnail(image))
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title,
         facts=facts,
         diagnosis=diagnosis,
         pictures=pictures,
         outliers=outliers,
+        marked=sum(outlier.flagged for outlier, _, _ in outliers),
         text_means=text_means,
         scree=scree(diagnosis),
         ks=shown_ks(diagnosis),
         percent=percent,
+        strong=STRONG,
     )
     beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(page)
+    beside.write_text(page, encoding="utf-8")
     beside.replace(path)
     return path
 
@@ -72,6 +78,13 @@ def data_uri(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.convert("RGB").save(stream, format="JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    """The picture with at most MOST_PIXELS a side, never enlarged."""
+    small = image.convert("RGB")
+    small.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    return small
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> Table:
@@ -88,7 +101,7 @@ def diagnosis_table(diagnosis: Diagnosis) -> Table:
         table.add_column(column, justify="right")
     for one in diagnosis.classes:
         table.add_row(
-            one.class_name,
+            Text(one.class_name),
             str(one.pictures),
             f"{one.signal:.1f}",
             f"{one.signal_trained:.1f}",
@@ -114,23 +127,31 @@ def scree(diagnosis: Diagnosis, *, width: int = 720, height: int = 260) -> dict[
     """SVG polylines of variances over components, log scale, with the noise floor; None without components.
 
     A line a class up to MOST_LINES classes, else the mean over pictures; solid for training pictures, dashed
-    for held-out ones.
+    for held-out ones. What lies beyond the scale is drawn at its edge: a variance 10^4 times below the largest,
+    a floor as far below or 100 times above.
     """
     lines = _lines(diagnosis)
     values = [value for _, variances, _ in lines for value in variances if value > 0]
     if not values:
         return None
     floor = diagnosis.noise_floor if math.isfinite(diagnosis.noise_floor) else None
-    shown = [*values, *([floor] if floor else [])]
-    low, high = math.floor(math.log10(max(min(shown), max(shown) * 1e-4))), math.ceil(math.log10(max(shown)))
+    largest = max(values)
+    top = max(largest, min(floor or 0.0, largest * 100))
+    bottom = max(min([*values, *([floor] if floor else [])]), largest * 1e-4)
+    low, high = math.floor(math.log10(bottom)), math.ceil(math.log10(top))
     high = max(high, low + 1)
     most = max(len(variances) for _, variances, _ in lines)
 
     def y(value: float) -> float:
-        return height * (1 - (math.log10(max(value, 10.0**low)) - low) / (high - low))
+        power = min(max(math.log10(value), low), high) if value > 0 else low
+        return height * (1 - (power - low) / (high - low))
 
     def points(variances: Sequence[float]) -> str:
-        return " ".join(f"{width * (k + 0.5) / most:.1f},{y(v):.1f}" for k, v in enumerate(variances))
+        drawn = [(width * (k + 0.5) / most, y(v)) for k, v in enumerate(variances)]
+        if len(drawn) == 1:  # a line needs two points
+            [(x, level)] = drawn
+            drawn = [(x - DASH, level), (x + DASH, level)]
+        return " ".join(f"{x:.1f},{level:.1f}" for x, level in drawn)
 
     return {
         "width": width,

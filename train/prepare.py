@@ -18,7 +18,7 @@ from ..inference.text import text_encoders
 from ..pca import StartDistribution, Statistics
 from .conditions import conditions_of
 from .part import Part, size_of, transform_of
-from .start import fit_start
+from .start import check_band, fit_start
 from .text_cache import cache_pooled_text
 
 STUDIO = "photo-studio"
@@ -158,10 +158,11 @@ def prepare(
     """Caches all latents and fits the start distribution to the training part's.
 
     reserve: how many axes beyond the start distribution's the statistics are to have.
-    Raises ValueError as `check_class_sizes` and `buckets_of` do, before anything is encoded.
+    Raises ValueError as `check_class_sizes`, `check_band` and `buckets_of` do, before anything is encoded.
     """
     buckets = [buckets_of(part, config.data, complete=part is parts[0]) for part in parts]
     check_class_sizes(parts[0], buckets[0], config.start.components)
+    check_band(config.start, pipeline.vae, buckets[0].sizes)
     train, held_out = (
         encode_part(
             catalogue,

@@ -51,6 +51,13 @@ def offset_start(pipeline: Any, config: StartConfig) -> int:
     return offset_from(pipeline.scheduler, samplers_of(config), skip_interval=config.skip_interval)
 
 
+def check_band(config: StartConfig, vae: Any, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raises ValueError on more low frequencies than the latents of the smallest pictures have."""
+    most = min(map(min, sizes)) // 2 ** (len(vae.config.block_out_channels) - 1)
+    if config.family == "dct" and config.band > most:
+        raise ValueError(f"start.band must be at most {most}, the latents' shorter side, got {config.band}")
+
+
 class StartBatches:
     """(latents, class_ids) batches of some pictures of a part, class by class; can be walked over again."""
 

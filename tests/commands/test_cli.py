@@ -136,6 +136,10 @@ def test_fit_diagnoses_a_catalogue_and_takes_more_pictures(
     start = StartDistribution.from_pretrained(out / "start_distribution")
     assert start.class_names == ["round", "square", "star"]
     assert start.config["counts"] == after.counts
+    file = out / "statistics_32x32.safetensors"
+    file.write_bytes(file.read_bytes()[:4000])
+    with pytest.raises(ValueError, match=r"statistics file .*statistics_32x32.safetensors must be readable"):
+        invoke("fit", more, "--add-to", out)
     with pytest.raises(ValueError, match="--add-to must be the folder of an earlier fit, and alone, got "):
         invoke("fit", more, "--add-to", more)
     with pytest.raises(ValueError, match="and alone, got it beside --into or --output"):

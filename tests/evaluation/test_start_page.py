@@ -1,5 +1,6 @@
 """The page and the table of a diagnosis: every number and name of it is there, where it belongs."""
 
+import base64
 import io
 import math
 import re
@@ -114,6 +115,39 @@ def test_flagged_pictures_are_marked_and_counted(tmp_path) -> None:
     assert '<figure class="flagged">' not in page
 
 
+def test_what_is_said_of_outliers_is_true_of_those_shown(tmp_path) -> None:
+    more = page_of(tmp_path, a_diagnosis(flagged=30))
+    assert "30 pictures lie further" in more
+    assert "the furthest 1 is shown, marked" in more
+    assert "The others are the next furthest" in more
+    alone = page_of(tmp_path, a_diagnosis(outliers=[Outlier(7, "mug", 30.0, 3.1, True)]))
+    assert "and\nis marked" in alone
+    assert "The others" not in alone
+    few = page_of(tmp_path, a_diagnosis(outliers=[], flagged=0))
+    assert "No class has enough pictures" in few
+    assert "These are the furthest" not in few
+
+
+def test_without_held_out_pictures_no_dashed_line_is_promised(tmp_path) -> None:
+    own = a_class("mug", held_out=0, held_out_variances=[])
+    assert "Dashed over" not in page_of(tmp_path, a_diagnosis(own))
+    assert 'class="held-out"' not in page_of(tmp_path, a_diagnosis(own))
+    with_them = page_of(tmp_path, a_diagnosis(a_class("mug")))
+    assert "Dashed over" in with_them
+    assert with_them.count('<polyline class="held-out"') == 1
+
+
+def test_large_pictures_are_shrunk_and_small_ones_kept(tmp_path) -> None:
+    means = [("large", Image.new("RGB", (1024, 512))), ("small", Image.new("RGB", (32, 16)))]
+    page = page_of(tmp_path, a_diagnosis(), text_means=means)
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(code))).size
+        for code in re.findall(r'base64,([^"]+)" alt="expected', page)
+    ]
+    assert sizes == [(288, 144), (32, 16)]
+    assert means[0][1].size == (1024, 512)
+
+
 def test_text_means_are_shown_with_their_captions(tmp_path) -> None:
     page = page_of(tmp_path, a_diagnosis(), text_means=[("black <trousers>", picture())])
     assert "What the text says about the start" in page
@@ -133,6 +167,26 @@ def test_the_scree_puts_points_where_the_numbers_say() -> None:
     assert drawn["floor"] == pytest.approx(50)
     assert drawn["ticks"] == [(100.0, "1"), (50.0, "10"), (0.0, "100")]
     assert drawn["components"] == [(50.0, 1), (150.0, 2)]
+
+
+def test_a_single_component_is_a_dash_at_its_height() -> None:
+    one = a_class("mug", explained=[0.0, 0.5], variances=[10.0], held_out_variances=[])
+    drawn = scree(a_diagnosis(one, noise_floor=100.0), width=200, height=100)
+    assert drawn is not None
+    assert drawn["lines"][0]["training"] == "88.0,100.0 112.0,100.0"
+    assert drawn["floor"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("floor", "edge", "highest"), [(1e9, 0, "10000"), (1e-9, 100, "100")])
+def test_a_floor_out_of_reach_leaves_the_lines_their_scale(floor: float, edge: float, highest: str) -> None:
+    mug = a_class("mug", variances=[100.0, 1.0], held_out_variances=[])
+    drawn = scree(a_diagnosis(mug, noise_floor=floor), width=200, height=100)
+    assert drawn is not None
+    assert drawn["floor"] == pytest.approx(edge)
+    ticks = {label: y for y, label in drawn["ticks"]}
+    assert list(ticks)[-1] == highest
+    y = [float(point.split(",")[1]) for point in drawn["lines"][0]["training"].split()]
+    assert y == pytest.approx([ticks["100"], ticks["1"]], abs=0.06)
 
 
 def test_many_classes_share_one_line() -> None:
@@ -165,6 +219,13 @@ def test_the_table_has_a_row_a_class() -> None:
     assert re.search(r"mug +│ +40 +│ +17\.2 +│ +3\.0 +│ +73 % +│ +50 % +│ +1", text)
     assert re.search(r"shoe +│ +40 .* 100 %", text)
     assert "at least, by DDIM 20 at t = 951, EulerDiscrete 30 at t = 958" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", ["mug [large]", "mug [red]", "a [/b]"])
+def test_brackets_in_names_stay_in_the_table(name: str) -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(diagnosis_table(a_diagnosis(a_class(name))))
+    assert name in console.export_text()
 
 
 @pytest.mark.parametrize(

@@ -416,6 +416,13 @@ def test_every_family_trains_and_ships(make_config: MakeConfig, family: str, opt
     assert 0 < first < 10
 
 
+def test_a_band_beyond_the_latents_is_said_before_encoding(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(start__family="dct", start__band=17)
+    with pytest.raises(ValueError, match=r"start.band must be at most 16, the latents' shorter side, got 17"):
+        run_training(config, console=QUIET)
+    assert not (tmp_path / "latents").exists()
+
+
 def test_components_are_drawn_from_at_the_audit(make_config: MakeConfig) -> None:
     run = run_training(make_config(start__components=1, data__studio__pictures=60), console=QUIET)
     assert load_pipeline(run / "model").start_distribution.components.shape[1] == 1
