@@ -61,7 +61,7 @@ def fit(
         typer.Option(help="A checkpoint: write a copy that starts from it, with audits"),
     ] = None,
     add_to: Annotated[
-        Path | None, typer.Option(help="An earlier fit: add these pictures, without reading its own again")
+        Path | None, typer.Option(help="An earlier fit: add these pictures, which it must not hold yet")
     ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The folder to write; default: runs/<name>_fit")

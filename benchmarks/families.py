@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from onbrand.assets.classifier import COLOUR_NAMES
 from onbrand.assets.gate import load_classifier, score
 from onbrand.configs import load_config
@@ -57,13 +56,6 @@ FAMILIES = {
     "DCT 4 x 4": ["start.family=dct", "start.band=4"],
     f"text PCA-{K}": ["start.family=text", f"start.components={K}"],
 }
-
-
-def own_projection(self: StartDistribution, x_0: Any, class_ids: Any, *, text_embeds: Any = None) -> Any:
-    """The picture's own projection, as PCA-K has it."""
-    centred = x_0 - self.mean[class_ids]
-    scores = torch.einsum("bkchw,bchw->bk", self.components[class_ids], centred)
-    return self._from_scores(scores, class_ids)
 
 
 def drawn(self: StartDistribution, x_0: Any, class_ids: Any, *, text_embeds: Any = None) -> Any:

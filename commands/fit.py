@@ -9,11 +9,16 @@ from typing import Any, NamedTuple
 import yaml
 from rich.console import Console
 
-from ..configs import Config, config_of, load_config, recipe_names
+from ..configs import Config, config_of, load_config, parse_config, recipe_names
 from .audit import condition_of, framing_of
 from .console import best_device, quiet_console
 
 RESULT = "diagnosis.json"
+# what overrides may say of pictures that are added: how they are read, not what is made of them
+READING = tuple(
+    f"data.{key}"
+    for key in ("image_columns", "caption_column", "class_column", "image_classes", "on_bad_image", "split")
+)
 
 
 def fit(
@@ -27,17 +32,20 @@ def fit(
     Raises ValueError when the folder exists and is not that of an earlier fit, and on anything wrong with
     config, checkpoint or catalogue.
     """
-    if add_to is not None and (into is not None or output is not None or not (add_to / RESULT).exists()):
-        got = "it beside --into or --output" if (add_to / RESULT).exists() else f"{add_to}"
-        raise ValueError(f"--add-to must be the folder of an earlier fit, and alone, got {got}")
-    output = add_to or output or Path("runs") / f"{Path(what).stem}_fit"
+    if add_to is not None:
+        is_fit = (add_to / RESULT).exists() and (add_to / "start_distribution").is_dir()
+        if not is_fit or into is not None or output is not None:
+            got = "it beside --into or --output" if is_fit else f"{add_to}"
+            raise ValueError(f"--add-to must be the folder of an earlier fit, and alone, got {got}")
+    output = (add_to or output or Path("runs") / f"{Path(what).stem}_fit").absolute()
+    _recover(output)
     if output.exists() and (into is not None or not (output / RESULT).exists()):
         raise ValueError(f"output must be a new folder, got {output}, which exists")
     console = quiet_console()
     if add_to is None:
         fitted = _fit(what, into=into, output=output, overrides=overrides, console=console)
     else:
-        fitted = _add(what, earlier=add_to, overrides=overrides, console=console)
+        fitted = _add(what, earlier=output, overrides=overrides, console=console)
     if not fitted.is_main:
         return output
     beside = output.with_name(f"{output.name}.partial")
@@ -64,6 +72,7 @@ class _Fitted(NamedTuple):
     prepared: Any
     diagnoses: dict[tuple[int, int], Any]
     is_main: bool
+    added: str | None = None  # the catalogue whose pictures were added
 
 
 def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], console: Console) -> _Fitted:
@@ -81,7 +90,10 @@ def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], con
     else:
         base = into or config_of(overrides).model.base
         pipeline = load_pipeline(resolve_base(base), plain=into is None)
-        config = config or _config_for(pipeline, what, base=base, trained=into is None, overrides=overrides)
+        if config is None:
+            config = _config_for(pipeline, what, base=base, trained=into is None, overrides=overrides)
+        else:
+            config = _untrained(config, pipeline, base=base)
     processes = processes_of(start_accelerator(config))
     console.quiet = not processes.is_main
     parts = split_catalogue(config, processes=processes)
@@ -103,7 +115,10 @@ def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], con
 
 def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) -> _Fitted:
     """An earlier fit with a catalogue's pictures added, all of them: none is held out."""
-    config = load_config(str(earlier / "config.yaml"), [f"data.source={what}", *overrides])
+    wrong = [override for override in overrides if override.partition("=")[0] not in READING]
+    if wrong:
+        raise ValueError(f"overrides with --add-to must be among {', '.join(READING)}, got {wrong[0]!r}")
+    config = load_config(str(earlier / "config.yaml"))
     from ..data.catalogue import Catalogue
     from ..data.table import catalogue_table
     from ..pca import StartDistribution, Statistics, check_vae
@@ -123,9 +138,13 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
     check_vae(start.config["vae_fingerprint"], pipeline.vae)
     processes = processes_of(start_accelerator(config))
     console.quiet = not processes.is_main
-    found = open_catalogue(config.data, processes=processes)
+    # prefixes are those of the start distribution: the new pictures need not be of all its classes
+    reading = config.data.model_copy(update={"source": what, "class_prefixes": {}})
+    reading = config_of(overrides, data=reading.model_dump(mode="json")).data
+    found = open_catalogue(reading, processes=processes)
     names = {*found.class_names, *start.class_names}
-    catalogue = Catalogue(found.pictures, class_names=names, prefixes=found.prefixes, dropped=found.dropped)
+    prefixes = start.config["caption_prefixes"]
+    catalogue = Catalogue(found.pictures, class_names=names, prefixes=prefixes, dropped=found.dropped)
     nothing = catalogue.subset([])
     console.print(catalogue_table(catalogue, nothing))
     folder = latents_folder(config.data, earlier)
@@ -139,7 +158,7 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
         )
         prepared = Prepared(part, held_out, start, statistics)
         diagnoses = diagnose_start(prepared, pipeline, config=config, processes=processes)
-    return _Fitted(config, pipeline, prepared, diagnoses, processes.is_main)
+    return _Fitted(config, pipeline, prepared, diagnoses, processes.is_main, added=what)
 
 
 def _statistics_file(folder: Path, size: tuple[int, int]) -> Path:
@@ -162,6 +181,14 @@ def _config_for(pipeline: Any, what: str, *, base: str, trained: bool, overrides
     )
 
 
+def _untrained(config: Config, pipeline: Any, *, base: str) -> Config:
+    """A config for a checkpoint that is not trained: its own base, and an empty offset range."""
+    values = config.to_dict()
+    values["model"] |= {"base": base, **condition_of(pipeline)}
+    values["start"]["enabled"] = False
+    return parse_config(values)
+
+
 def _write(fitted: _Fitted, folder: Path, *, title: str, console: Console) -> None:
     """The diagnosis as JSON and page, and the statistics that later pictures can be added to."""
     from rich.progress import Progress
@@ -179,7 +206,7 @@ def _write(fitted: _Fitted, folder: Path, *, title: str, console: Console) -> No
             fitted.pipeline,
             fitted.diagnoses,
             title=title,
-            facts=facts_of(prepared, fitted.config),
+            facts=facts_of(prepared, fitted.config) | ({"added": fitted.added} if fitted.added else {}),
             folder=folder,
             advance=lambda count: progress.advance(bar, count),
         )
@@ -220,6 +247,13 @@ def _attach(fitted: _Fitted, folder: Path, *, into: str, console: Console) -> No
             save_audit(audited, name=name, run=folder / "fit")
             reports[name] = audited.report
     console.print(compare_table(reports, title=f"On-brand audit of {into} against {config.data.source}"))
+
+
+def _recover(output: Path) -> None:
+    """Puts an earlier folder back where a run was killed between the two renames of `_put_in_place`."""
+    earlier = output.with_name(f"{output.name}.earlier")
+    if earlier.exists() and not output.exists():
+        earlier.rename(output)
 
 
 def _put_in_place(beside: Path, output: Path) -> None:

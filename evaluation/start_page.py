@@ -127,8 +127,8 @@ def scree(diagnosis: Diagnosis, *, width: int = 720, height: int = 260) -> dict[
     """SVG polylines of variances over components, log scale, with the noise floor; None without components.
 
     A line a class up to MOST_LINES classes, else the mean over pictures; solid for training pictures, dashed
-    for held-out ones. What lies beyond the scale is drawn at its edge: a variance 10^4 times below the largest,
-    a floor as far below or 100 times above.
+    for held-out ones. The scale reaches from 10^-4 to 100 times the largest variance at most; what
+    lies beyond is drawn at its edge.
     """
     lines = _lines(diagnosis)
     values = [value for _, variances, _ in lines for value in variances if value > 0]

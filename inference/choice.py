@@ -89,7 +89,7 @@ def choose_start(
     chosen = None if choice.x_start is None else _one_a_picture(choice.x_start, len(prompts), num_images)
     if distribution is None or not choice.needs_statistics:
         return chosen
-    class_ids = resolve_classes(distribution, prompts, choice.class_name, size=size)
+    class_ids = resolve_classes(distribution, prompts, choice.class_name, size=size, any_class=chosen is None)
     class_ids = class_ids.repeat_interleave(num_images)
     text = None if text_embeds is None else text_embeds.repeat_interleave(num_images, dim=0)
     if chosen is not None:
@@ -110,10 +110,11 @@ def resolve_classes(
     class_name: str | Sequence[str | None] | None = None,
     *,
     size: tuple[int, int] | None = None,
+    any_class: bool = True,
 ) -> Tensor:
     """A class id for each prompt: by name, else the only class there is, else by caption prefix.
 
-    A pooled mixture needs no class: `ANY_CLASS` where none is named.
+    A pooled mixture needs no class: `ANY_CLASS` where none is named, unless any_class is false.
     Raises ValueError, listing the classes, on an unknown name or a prompt that tells no class, on a list
     of names that does not match the prompts, and on a class without pictures at this size (H, W).
     """
@@ -129,7 +130,7 @@ def resolve_classes(
     only = distribution.class_names[0] if len(distribution.class_names) == 1 else None
     ids = []
     for name, prompt in zip(names, prompts, strict=True):
-        if distribution.family == "pooled" and name is None:
+        if any_class and distribution.family == "pooled" and name is None:
             ids.append(ANY_CLASS)
             continue
         known = name or only or distribution.class_of_caption(prompt or "")

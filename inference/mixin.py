@@ -66,7 +66,8 @@ class OffsetPipelineMixin:
                 )
             check_vae(start_distribution.config["vae_fingerprint"], self.vae)
             if start_distribution.needs_text:
-                check_text(start_distribution.config["text_fingerprint"], partial(pooled_text, self))
+                told = partial(pooled_text, self, full_precision=True)
+                check_text(start_distribution.config["text_fingerprint"], told)
         self.register_modules(start_distribution=start_distribution)
 
     @property

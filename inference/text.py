@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,10 +38,20 @@ def tokenize(pipeline: Any, captions: Sequence[str]) -> Tensor:
 
 
 @torch.no_grad()
-def pooled_text(pipeline: Any, prompts: Sequence[str]) -> Tensor:
-    """One embedding a prompt, (B, E) float32 on the CPU, as `pool` makes them."""
+def pooled_text(pipeline: Any, prompts: Sequence[str], *, full_precision: bool = False) -> Tensor:
+    """One embedding a prompt, (B, E) float32 on the CPU, as `pool` makes them.
+
+    full_precision: computed in float32 whatever the encoder was cast to.
+    Raises ValueError on a pipeline without its text encoder.
+    """
     encoder = text_encoders(pipeline)[-1]
-    return pool(encoder, tokenize(pipeline, prompts)[:, -1].to(encoder.device)).cpu()
+    if encoder is None:
+        raise ValueError("text_encoder must be there for a start that depends on the text, got None")
+    if full_precision and encoder.dtype != torch.float32:
+        encoder = copy.deepcopy(encoder).float()
+    # a model that is offloaded is moved to where it runs when it is called
+    device = pipeline._execution_device if encoder.device.type == "meta" else encoder.device
+    return pool(encoder, tokenize(pipeline, prompts)[:, -1].to(device)).cpu()
 
 
 def pool(encoder: Any, input_ids: Tensor) -> Tensor:

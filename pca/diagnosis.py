@@ -50,6 +50,7 @@ class Diagnosis:
     first: dict[str, tuple[int, float]]  # sampler -> first timestep, a there
     noise_floor: float  # (1 - a) / a at the largest a of `first`; inf if that is 0
     dimension: int  # d
+    read: int = 0  # pictures that were looked at for outliers
 
     @property
     def accuracy(self) -> float:
@@ -68,11 +69,13 @@ class Diagnosis:
 
     @property
     def visible(self) -> int:
-        """Suggested K: the median over pictures of their class's, rounded down."""
+        """Suggested K: the median over pictures of their class's, rounded down; at most what the smallest
+        class can have."""
         each = torch.tensor([one.visible for one in self.classes])
         all_pictures = each.repeat_interleave(torch.tensor([one.pictures for one in self.classes]))
         ordered, n = all_pictures.sort().values, len(all_pictures)
-        return int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
+        median = int(ordered[(n - 1) // 2] + ordered[n // 2]) // 2
+        return min(median, min(one.pictures for one in self.classes) - 1)
 
     @property
     def verdict(self) -> str:
@@ -155,7 +158,15 @@ def diagnose(
         first=dict(first),
         noise_floor=floor,
         dimension=statistics.means.shape[1],
+        read=len(train.class_ids),
     )
+
+
+def _modelled_spread(statistics: Statistics, c: int, model: ClassModel) -> float:
+    """The variance of a picture's mean value under the class's model."""
+    along = statistics.axes[c].double().mean(dim=1).square()
+    rest = model.rest * (1 / statistics.means.shape[1] - float(along.sum()))
+    return float(statistics.variances[c] @ along) + max(rest, 0.0)
 
 
 def _diagnose_class(
@@ -174,7 +185,8 @@ def _diagnose_class(
     d, n = statistics.means.shape[1], statistics.counts[c]
     variances, total = statistics.variances[c], float(statistics.total_variances[c])
     signal = d * alpha_last * float(statistics.means[c].mean()) ** 2
-    spread = float(own.average.var()) if len(own.average) > 1 else 0.0
+    # Of all the class's pictures; where only some were read, of the model fitted to all.
+    spread = float(own.average.var()) if 1 < n == len(own.average) else _modelled_spread(statistics, c, model)
     explained = (variances.cumsum(dim=0) / total).clamp(max=1).tolist() if total else [0.0] * len(variances)
     held_out = other.scores.square().mean(dim=0)
     judged = held_out if len(other.scores) >= FEWEST_HELD_OUT else unseen_variances(variances, total, n)

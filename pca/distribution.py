@@ -238,7 +238,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         """
         if size is not None and size != self.sizes[0]:
             return self.at(*size).expected(class_ids, text_embeds=text_embeds)
-        class_ids = self._checked_ids(class_ids)
+        class_ids = self._checked_ids(class_ids, any_class=True)
         if self.family == "pooled":
             weights = self._frequencies.to(self.mean)
             pooled = torch.einsum("n,nchw->chw", weights / weights.sum(), self.mean)
@@ -263,7 +263,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         """
         if size is not None and size != self.sizes[0]:
             return self.at(*size).sample(class_ids, generator, text_embeds=text_embeds)
-        class_ids = self._checked_ids(class_ids)
+        class_ids = self._checked_ids(class_ids, any_class=True)
         if self.family == "pooled":
             drawn = torch.multinomial(self._frequencies, len(class_ids), True, generator=generator)
             class_ids = torch.where(class_ids == ANY_CLASS, drawn.to(class_ids.device), class_ids)
@@ -323,11 +323,12 @@ class StartDistribution(ModelMixin, ConfigMixin):
         counts = self.config["counts"]
         return counts is None or counts[class_id] > 0
 
-    def _checked_ids(self, class_ids: Tensor) -> Tensor:
+    def _checked_ids(self, class_ids: Tensor, *, any_class: bool = False) -> Tensor:
+        lowest = ANY_CLASS if any_class and self.family == "pooled" else 0
         # Ids on a GPU are not looked at: reading them back would stall every training step.
         if class_ids.device.type == "cpu" and len(class_ids):
             low, high = int(class_ids.min()), int(class_ids.max())
-            if (low < 0 and (low, self.family) != (ANY_CLASS, "pooled")) or high >= len(self.class_names):
+            if low < lowest or high >= len(self.class_names):
                 bad = high if high >= len(self.class_names) else low
                 raise ValueError(f"class_ids must be in [0, {len(self.class_names)}), got {bad}")
         return class_ids.to(self.mean.device)

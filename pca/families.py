@@ -8,7 +8,7 @@ from scipy.fft import idctn
 from torch import Tensor
 
 from .distribution import FAMILIES
-from .fit import fit_statistics
+from .fit import check_counts, fit_statistics
 from .passes import Processes
 from .statistics import Statistics
 from .text_map import fit_text_map
@@ -64,6 +64,7 @@ def fit_family(
     }
     if statistics is None:
         statistics = fit_statistics(latents, class_ids, components=components, **options)
+    check_counts(statistics.counts, class_names, components=components, allow_empty=allow_empty)
     tensors = {
         "mean": statistics.mean,
         "components": statistics.components(components),

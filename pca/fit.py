@@ -66,7 +66,7 @@ def fit_statistics(
     d = moments.means.shape[1]
     if components > d:
         raise ValueError(f"components must be at most {d}, the values of a latent, got {components}")
-    _check_counts(moments.counts.tolist(), class_names, components=components, allow_empty=allow_empty)
+    check_counts(moments.counts.tolist(), class_names, components=components, allow_empty=allow_empty)
     rank = min(components + reserve, d)
     search = _AxesSearch(pictures, together, moments, rank, components or rank)
     found = search.run(finished) if rank else {}
@@ -145,9 +145,10 @@ def _mean_and_squares(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(means), torch.cat(squares)
 
 
-def _check_counts(
+def check_counts(
     counts: Sequence[int], class_names: Sequence[str], *, components: int, allow_empty: bool
 ) -> None:
+    """Raises ValueError on no pictures, a class without, and more components than its pictures allow."""
     if not any(counts):
         raise ValueError("latents must hold at least one picture, got none")
     for name, count in zip(class_names, counts, strict=True):

@@ -1,7 +1,8 @@
 """The expected scores of a text: a ridge regression from pooled text embeddings to principal components."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from .passes import Processes, Together
 
 FOLDS = 5
-STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the penalty, times the mean variance of an embedding's entries
+STRENGTHS = 10.0 ** np.arange(-5, 3)  # of the penalty, times an entry's mean sum of squares
 HELD_BYTES = 2**29
 
 
@@ -46,14 +47,30 @@ def fit_text_map(
     maps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for first in range(0, n_classes, at_once):
         group = range(first, min(first + at_once, n_classes))
-        moments = _moments(latents, class_ids, text_embeds, group, tensors=tensors)
-        moments = Together(processes).sum(moments)
+        moments = _shared_moments(
+            partial(_moments, latents, class_ids, text_embeds, group, tensors=tensors), Together(processes)
+        )
         maps += [
             _ridge(moments[i].numpy(), tensors["variances"][c].double().numpy(), width=width)
             for i, c in enumerate(group)
         ]
     weight, bias, residual = (torch.from_numpy(np.stack(part)).float() for part in zip(*maps, strict=True))
     return TextMap(weight, bias, residual)
+
+
+def _shared_moments(compute: Callable[[], Tensor], together: Together) -> Tensor:
+    """The sum of all processes' moments. An error in one ends them all, so that none waits for ever."""
+    own, problem = torch.zeros(0), None
+    try:
+        own = compute()
+    except ValueError as error:
+        problem = error
+    failed = int(together.sum(torch.tensor(problem is not None).long()))
+    if problem is not None:
+        raise problem
+    if failed:
+        raise ValueError(f"text_embeds must be right in all processes, got errors in {failed} others")
+    return together.sum(own)
 
 
 def _moments(
@@ -127,9 +144,12 @@ class _Compressed:
     """A regression with as few rows as have given moments, at most as many as an embedding has entries."""
 
     def __init__(self, moments: np.ndarray, width: int) -> None:
+        self.width = width
         centred = _covariance(moments)
         values, vectors = np.linalg.eigh(centred[:width, :width])
-        keep = values > 1e-12 * values.max()
+        # against the embeddings' own size too: one text's covariance is rounding and nothing else
+        scale = max(values.max(), 1e-6 * moments[1 : 1 + width, 1 : 1 + width].trace())
+        keep = values > 1e-12 * scale
         root = np.sqrt(values[keep])
         self.rows = root[:, None] * vectors.T[keep]
         self.targets = (vectors.T[keep] @ centred[:width, width:]) / root[:, None]
@@ -137,10 +157,11 @@ class _Compressed:
 
     def solve(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Weight (K, E) and bias (K,) of scikit-learn's ridge regression."""
+        if not len(self.rows):  # of texts that are all one
+            return np.zeros((self.targets.shape[1], self.width)), self.means[self.width :]
         ridge = Ridge(alpha=penalty, fit_intercept=False, solver="cholesky").fit(self.rows, self.targets)
-        weight = np.reshape(ridge.coef_, (self.targets.shape[1], -1))
-        width = weight.shape[1]
-        return weight, self.means[width:] - weight @ self.means[:width]
+        weight = np.reshape(ridge.coef_, (self.targets.shape[1], self.width))
+        return weight, self.means[self.width :] - weight @ self.means[: self.width]
 
 
 def _squared_errors(moments: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -19,9 +19,8 @@ def verdict_of(diagnosis: Diagnosis) -> str:
     if max(a for _, a in diagnosis.first.values()) >= NO_START:
         sentences.append(_components_sentence(diagnosis))
     if diagnosis.flagged:
-        pictures = sum(one.pictures for one in diagnosis.classes)
         look = "looks unlike its class" if diagnosis.flagged == 1 else "look unlike their class"
-        sentences.append(f"{diagnosis.flagged} of {pictures} pictures {look}.")
+        sentences.append(f"{diagnosis.flagged} of {diagnosis.read} pictures {look}.")
     return " ".join(sentences)
 
 

@@ -161,16 +161,18 @@ def facts_of(prepared: Prepared, config: Config) -> dict[str, str]:
     start, catalogue = prepared.start_distribution, prepared.train.catalogue
     family = f"dct, {config.start.band} frequencies an axis" if start.family == "dct" else start.family
     trained = f"t >= {start.offset_from}" if start.config["skip_interval"] else "empty: nothing is trained"
+    counts = [statistics.counts for statistics in prepared.statistics.values()]
     facts = {
         "base": config.model.base,
         "catalogue": config.data.source,
-        "pictures": f"{len(prepared.train)} read, {len(prepared.held_out)} held out",
+        "pictures": f"{sum(map(sum, counts))} fitted, {len(prepared.held_out)} held out",
         "classes": str(len(catalogue.class_names)),
         "latents": ", ".join(" x ".join(map(str, s.shape)) for s in prepared.statistics.values()),
         "family": f"{family}, K = {start.variances.shape[1]}",
         "offset range": trained,
     }
     if start.needs_text:
-        share = 1 - float(start.residual_variances.sum() / start.variances.sum())
+        total = float(start.variances.sum())
+        share = 1 - float(start.residual_variances.sum()) / total if total else 0.0
         facts["text"] = f"tells {share:.0%} of the variance of the K components, on captions left out"
     return facts

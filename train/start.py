@@ -183,6 +183,7 @@ def fit_start(
 
 def _remembered(part: Part, pipeline: Any, *, config: Config, t_min: int) -> dict[str, Any]:
     """What a start distribution keeps beside its tensors, the same for every size."""
+    told = partial(pooled_text, pipeline, full_precision=True)
     return {
         "num_train_timesteps": pipeline.scheduler.config.num_train_timesteps,
         "skip_interval": config.start.skip_interval if config.start.enabled else 0,
@@ -190,7 +191,7 @@ def _remembered(part: Part, pipeline: Any, *, config: Config, t_min: int) -> dic
         "samplers": samplers_of(config.start),
         "caption_prefixes": part.catalogue.prefixes,
         "vae_fingerprint": vae_fingerprint(pipeline.vae),
-        "text_fingerprint": text_fingerprint(partial(pooled_text, pipeline)) if part.text_embeds else None,
+        "text_fingerprint": text_fingerprint(told) if part.text_embeds else None,
     }
 
 
@@ -220,7 +221,9 @@ def add_to_start(
     check_addable(earlier)
     names = part.catalogue.class_names
     merged = {}
-    for bucket, size in enumerate(part.buckets.sizes):
+    by_latents = {statistics.shape[1:]: size for size, statistics in known.items()}
+    for size in (by_latents[latents] for latents in earlier.sizes):
+        bucket = part.buckets.sizes.index(size)
         new = _no_pictures(names, known[size])
         if (part.buckets.bucket_ids == bucket).any():
             new = bucket_statistics(
@@ -238,20 +241,19 @@ def add_to_start(
     keys = ("num_train_timesteps", "skip_interval", "offset_from", "samplers", "vae_fingerprint")
     kept = {key: earlier.config[key] for key in keys}
     prefixes = {**part.catalogue.prefixes, **(earlier.config["caption_prefixes"] or {})}
-    by_latents = {statistics.shape[1:]: statistics for statistics in merged.values()}
     fitted = [
         StartDistribution.fit(
             [],
-            statistics=by_latents[size],
+            statistics=merged[by_latents[latents]],
             class_names=names,
             components=earlier.variances.shape[1],
             family=earlier.family,
             allow_empty=len(merged) > 1,
             caption_prefixes=prefixes,
-            image_transform=earlier.at(*size).config["image_transform"],
+            image_transform=earlier.at(*latents).config["image_transform"],
             **kept,
         )
-        for size in earlier.sizes
+        for latents in earlier.sizes
     ]
     for bucket in fitted[1:]:
         fitted[0].add_bucket(bucket)

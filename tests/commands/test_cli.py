@@ -146,6 +146,56 @@ def test_fit_diagnoses_a_catalogue_and_takes_more_pictures(
         invoke("fit", more, "--add-to", out, "-o", tmp_path / "other")
 
 
+def test_pictures_are_added_as_the_earlier_fit_was_made(
+    tiny_base: Path, catalogue: Path, tmp_path: Path
+) -> None:
+    from onbrand.pca import StartDistribution
+
+    out = tmp_path / "fit"
+    common = [f"model.base={tiny_base}", "data.class_prefixes={round: a ball, square: a box}"]
+    invoke("fit", catalogue, *common, "data.buckets=[[32, 48], [32, 32]]", "data.resolution=32", "-o", out)
+    before = (out / "config.yaml").read_text()
+    pages = {file.name for file in out.glob("*.html")}
+    more = tmp_path / "shots #2"
+    more.mkdir()
+    Image.new("RGB", (64, 64), "red").save(more / "0.png")
+    (more / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "new", "class": "round"}')
+    invoke("fit", more, "--add-to", out)
+    assert (out / "config.yaml").read_text() == before
+    assert {file.name for file in out.glob("*.html")} == pages
+    start = StartDistribution.from_pretrained(out / "start_distribution")
+    assert start.config["caption_prefixes"] == {"round": "a ball", "square": "a box"}
+    assert f"{start.sizes[0][0] * 4} x {start.sizes[0][1] * 4}" in (out / "start.html").read_text()
+    with pytest.raises(
+        ValueError, match=r"overrides with --add-to must be among data.*, got 'start.components=3'"
+    ):
+        invoke("fit", more, "start.components=3", "--add-to", out)
+
+
+def test_a_config_fitted_into_a_checkpoint_claims_no_training(tiny_base: Path, tmp_path: Path) -> None:
+    from onbrand import load_pipeline
+
+    config = tmp_path / "mine.yaml"
+    config.write_text("data: {studio: {pictures: 80}}\nrun: {audit: {pictures: 2, steps: 2}}\n")
+    out = tmp_path / "fitted"
+    invoke("fit", config, "--into", tiny_base, "-o", out)
+    fitted = load_pipeline(out).start_distribution.config
+    assert (fitted["skip_interval"], fitted["offset_from"]) == (0, 1000)
+    assert str(tiny_base) in (out / "fit" / "config.yaml").read_text()
+
+
+def test_a_fit_killed_between_its_renames_is_put_back(
+    tiny_base: Path, catalogue: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "fit"
+    invoke("fit", catalogue, f"model.base={tiny_base}", "-o", out)
+    page = (out / "start.html").read_bytes()
+    out.rename(tmp_path / "fit.earlier")
+    with pytest.raises(ValueError, match="output must be a new folder"):
+        invoke("fit", catalogue, "--into", tiny_base, "-o", out)
+    assert (out / "start.html").read_bytes() == page
+
+
 def test_fit_reads_a_config_and_its_family(tiny_base: Path, tmp_path: Path) -> None:
     from onbrand.pca import StartDistribution
 

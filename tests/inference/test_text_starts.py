@@ -130,6 +130,26 @@ def test_another_text_encoder_is_refused(pipe):
     other.set_start_distribution(None)
 
 
+def test_encoders_cast_to_half_still_fit_their_start(pipe):
+    half = copy.copy(pipe)
+    for name in ("text_encoder", "text_encoder_2"):
+        if hasattr(pipe, name):
+            setattr(half, name, copy.deepcopy(getattr(pipe, name)).bfloat16())
+    half.set_start_distribution(pipe.start_distribution)
+    close = pooled_text(half, PROMPTS, full_precision=True)
+    assert (close - pooled_text(pipe, PROMPTS)).norm() < 0.01 * close.norm()
+
+
+def test_a_pipeline_without_its_text_encoder_is_refused(pipe):
+    bare = copy.copy(pipe)
+    setattr(bare, "text_encoder_2" if hasattr(pipe, "text_encoder_2") else "text_encoder", None)
+    if not hasattr(pipe, "text_encoder_2"):
+        with pytest.raises(
+            ValueError, match="text_encoder must be there for a start that depends on the text"
+        ):
+            bare.set_start_distribution(pipe.start_distribution)
+
+
 def test_a_pooled_mixture_needs_no_class(tiny):
     x = torch.randn(20, *tiny.LATENT_SHAPE, generator=seeded()) + 1
     ids = (torch.arange(20) < 5).long()
@@ -142,6 +162,10 @@ def test_a_pooled_mixture_needs_no_class(tiny):
     torch.testing.assert_close(seen, started(pipe, x.mean(0), noise))
     named = reached(pipe, "a mug", class_name="shoe", start="draw", generator=seeded(3))
     torch.testing.assert_close(named, started(pipe, mixture.mean[1], noise))
+    with pytest.raises(ValueError, match="class_name must be one of mug, shoe, got None"):
+        reached(pipe, "a hat", x_start=x[:1], project_start=True)
+    own = reached(pipe, "a mug", x_start=x[:1], project_start=True, generator=seeded(3))
+    torch.testing.assert_close(own, started(pipe, mixture.mean[0], noise))
     either = [started(pipe, mean, noise) for mean in mixture.mean]
     drawn = reached(pipe, "a mug", start="draw", generator=seeded(3))
     assert any(torch.allclose(drawn, one, atol=1e-5) for one in either)

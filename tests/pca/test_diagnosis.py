@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -518,3 +519,26 @@ def test_what_read_pictures_refuses(latents, ids, message):
     statistics, _ = fit(smooth_family(5), axes=2)
     with pytest.raises(ValueError, match=message):
         read_pictures(statistics, latents, ids)
+
+
+def test_added_pictures_are_judged_by_the_spread_of_all():
+    """Read alone, a few pictures would make eq. 7 of the whole class larger than it is."""
+    x = normal(300, D) + 3 * normal(300, 1, seed=1) + 1
+    statistics = fit_statistics(x.view(-1, D, 1, 1), torch.zeros(300).long(), class_names=["mug"], reserve=3)
+
+    def seventh(rows):
+        numbers = read_pictures(statistics, rows.view(-1, D, 1, 1), torch.zeros(len(rows)).long())
+        none = read_pictures(statistics, [])
+        found = diagnose(statistics, numbers, none, first={"DDIM 20": (951, 0.1)}, alpha_last=0.005)
+        return found.classes[0].signal_trained, found.read
+
+    (whole, read), (few, read_few) = seventh(x), seventh(x[:3])
+    assert (read, read_few) == (300, 3)
+    assert few == pytest.approx(whole, rel=0.02)
+
+
+def test_the_suggested_components_fit_the_smallest_class():
+    found = diagnosis_of(planted_pictures(100, seed=1), axes=5)
+    [one] = found.classes
+    classes = [replace(one, visible=5, pictures=100), replace(one, visible=5, pictures=4)]
+    assert replace(found, classes=classes).visible == 3

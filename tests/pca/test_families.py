@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from onbrand.pca import ANY_CLASS, FAMILIES, StartDistribution
+from onbrand.pca import ANY_CLASS, FAMILIES, StartDistribution, fit_statistics
 from onbrand.pca.families import low_frequencies
 from scipy.fft import dctn
 from sklearn.decomposition import PCA
@@ -106,6 +106,13 @@ def test_low_frequencies_are_the_inverse_cosine_transform():
     np.testing.assert_allclose(coefficients, np.eye(9), atol=1e-6)
 
 
+def test_known_statistics_are_held_to_the_same_rule(catalogue):
+    x, ids, _ = catalogue
+    few = fit_statistics(x[:5], (torch.arange(5) == 4).long(), class_names=NAMES, reserve=3)
+    with pytest.raises(ValueError, match=r"class 'shoe' has n = 1 pictures, got components = 2"):
+        StartDistribution.fit([], class_names=NAMES, components=2, statistics=few)
+
+
 def test_a_pooled_mixture_draws_classes_by_frequency(catalogue):
     x, ids, _ = catalogue
     d = fit(catalogue, "pooled")
@@ -119,6 +126,8 @@ def test_a_pooled_mixture_draws_classes_by_frequency(catalogue):
     assert torch.equal(d.expected(ids), d.mean[ids])
     assert torch.equal(d.project(x, ids), d.mean[ids])
     assert d.default_start == "draw"
+    with pytest.raises(ValueError, match=r"class_ids must be in \[0, 2\), got -1"):
+        d.project(x[:1], anyone[:1])  # a picture has a class
 
 
 def test_text_says_where_training_and_sampling_start(catalogue):

@@ -80,6 +80,33 @@ def test_one_text_for_all_tells_nothing():
     assert torch.equal(residual, tensors["variances"])
 
 
+@pytest.mark.parametrize("n", [4, 16, 200])
+def test_two_texts_tell_what_the_one_left_out_cannot(n):
+    """With either text left out the rest is one text, which foretells nothing but its own mean."""
+    two = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0.1]])
+    assert _fold(two[0].double()) != _fold(two[1].double())
+    text, ids = two.repeat(n, 1), torch.zeros(2 * n).long()
+    x = 10 * text @ torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    x = (x + 0.1 * torch.randn(2 * n, 32, generator=torch.Generator().manual_seed(2))).view(-1, *SHAPE)
+    found = fit_statistics(x, ids, class_names=["mug"], components=K)
+    tensors = {"mean": found.mean, "components": found.components(K), "variances": found.variances.float()}
+    weight, bias, residual = fit_text_map(x, ids, text, tensors=tensors)
+    assert weight.isfinite().all()
+    torch.testing.assert_close(residual, tensors["variances"])
+    told = weight[0] @ two.T + bias[0][:, None]
+    assert (told[0, 0] - told[0, 1]).abs() < 2.1 * found.variances[0, 0].sqrt()
+
+
+def test_an_error_in_one_process_ends_the_others():
+    x, ids, text = told(20)
+    tensors = tensors_of(x, ids)
+    elsewhere = SimpleNamespace(index=0, count=2, gather=lambda own: own + [torch.ones_like(own[0])])
+    with pytest.raises(
+        ValueError, match="text_embeds must be right in all processes, got errors in 1 others"
+    ):
+        fit_text_map(x, ids, text, tensors=tensors, processes=elsewhere)
+
+
 def test_batches_order_shares_and_groups_do_not_matter(monkeypatch):
     x, ids, text = told(60, noise=1.0, texts=30)
     tensors = tensors_of(x, ids)
