@@ -118,7 +118,7 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
     wrong = [override for override in overrides if override.partition("=")[0] not in READING]
     if wrong:
         raise ValueError(f"overrides with --add-to must be among {', '.join(READING)}, got {wrong[0]!r}")
-    config = load_config(str(earlier / "config.yaml"))
+    config = parse_config(yaml.safe_load((earlier / "config.yaml").read_text()))
     from ..data.catalogue import Catalogue
     from ..data.table import catalogue_table
     from ..pca import StartDistribution, Statistics, check_vae

@@ -106,10 +106,10 @@ def diagnose(
 ) -> Diagnosis:
     """How detectable the leak is, which components rise above the noise, and which pictures look odd.
 
-    train: of the pictures that the statistics were fitted on; held_out: of others, none if there are none.
+    train: of pictures that the statistics were fitted on, all or some; held_out: of others, if there are any.
     first: sampler -> (first timestep, a there); alpha_last: a_T; limit: how many outliers to list.
     Raises ValueError on an empty `first`, an a outside [0, 1), numbers of another number of axes, a negative
-    limit, and without training pictures.
+    limit, and statistics of no pictures.
     Source: METHODS 1; eq. 4 to 7.
     """
     if not first:
@@ -124,8 +124,8 @@ def diagnose(
             raise ValueError(f"{what} must have scores along the statistics' {rank} axes, got {got}")
     if limit < 0:
         raise ValueError(f"limit must be 0 or more, got {limit}")
-    if not len(train.class_ids):
-        raise ValueError("train must hold at least one picture, got none")
+    if not any(statistics.counts):
+        raise ValueError("statistics must be of at least one picture, got none")
     a_largest = max(a for _, a in first.values())
     floor = (1 - a_largest) / a_largest if a_largest else math.inf
     classes: list[ClassDiagnosis] = []

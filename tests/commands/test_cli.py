@@ -151,6 +151,8 @@ def test_pictures_are_added_as_the_earlier_fit_was_made(
 ) -> None:
     from onbrand.pca import StartDistribution
 
+    for i in range(12):
+        Image.open(catalogue / f"{i:02d}.png").crop((8, 0, 72, 64)).save(catalogue / f"{i:02d}.png")
     out = tmp_path / "fit"
     common = [f"model.base={tiny_base}", "data.class_prefixes={round: a ball, square: a box}"]
     invoke("fit", catalogue, *common, "data.buckets=[[32, 48], [32, 32]]", "data.resolution=32", "-o", out)

@@ -490,12 +490,13 @@ def test_a_diagnosis_is_json(a):
         ({"limit": -1}, "limit must be 0 or more, got -1"),
         ({"train": nothing(3)}, "train must have scores along the statistics' 2 axes, got 3"),
         ({"held_out": nothing(1)}, "held_out must have scores along the statistics' 2 axes, got 1"),
-        ({"train": nothing(2)}, "train must hold at least one picture, got none"),
+        ({"counts": [0]}, "statistics must be of at least one picture, got none"),
     ],
 )
 def test_what_diagnose_refuses(change, message):
     statistics, train = fit(smooth_family(5), axes=2)
     known = {"train": train, "held_out": nothing(2), "first": FIRST, "alpha_last": 0.005} | change
+    statistics = replace(statistics, counts=known.pop("counts", statistics.counts))
     with pytest.raises(ValueError, match=message):
         diagnose(statistics, known.pop("train"), known.pop("held_out"), **known)
 

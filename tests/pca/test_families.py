@@ -107,7 +107,7 @@ def test_low_frequencies_are_the_inverse_cosine_transform():
 
 
 def test_known_statistics_are_held_to_the_same_rule(catalogue):
-    x, ids, _ = catalogue
+    x, _, _ = catalogue
     few = fit_statistics(x[:5], (torch.arange(5) == 4).long(), class_names=NAMES, reserve=3)
     with pytest.raises(ValueError, match=r"class 'shoe' has n = 1 pictures, got components = 2"):
         StartDistribution.fit([], class_names=NAMES, components=2, statistics=few)
