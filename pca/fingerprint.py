@@ -79,12 +79,7 @@ def check_vae(stored: Mapping[str, Any] | None, vae: Any) -> None:
             f"VAE test latents must have shape {tuple(expected.shape)} as in the start distribution, "
             f"got {tuple(actual.shape)}"
         )
-    rms, difference = expected.square().mean().sqrt(), (actual - expected).square().mean().sqrt()
-    if not difference <= TOLERANCE * rms:
-        raise ValueError(
-            f"VAE must be the one the start distribution was fitted with: its test latents must agree within "
-            f"{TOLERANCE:.0%} of their RMS {rms:.4f}, got an RMS difference of {difference:.4f}"
-        )
+    _check_agreement(expected, actual, what="VAE", tested="latents")
 
 
 def text_fingerprint(pooled_text: Callable[[list[str]], Tensor]) -> dict[str, Any]:
@@ -107,11 +102,15 @@ def check_text(stored: Mapping[str, Any] | None, pooled_text: Callable[[list[str
             f"text encoder must give {len(expected)} values a text as in the start distribution, "
             f"got {len(actual)}"
         )
+    _check_agreement(expected, actual, what="text encoder", tested="embedding's values")
+
+
+def _check_agreement(expected: Tensor, actual: Tensor, *, what: str, tested: str) -> None:
     rms, difference = expected.square().mean().sqrt(), (actual - expected).square().mean().sqrt()
     if not difference <= TOLERANCE * rms:
         raise ValueError(
-            "text encoder must be the one the start distribution was fitted with: its test embedding must "
-            f"agree within {TOLERANCE:.0%} of its RMS {rms:.4f}, got an RMS difference of {difference:.4f}"
+            f"{what} must be the one the start distribution was fitted with: its test {tested} must agree "
+            f"within {TOLERANCE:.0%} of their RMS {rms:.4f}, got an RMS difference of {difference:.4f}"
         )
 
 

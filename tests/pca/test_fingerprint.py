@@ -87,7 +87,7 @@ def test_one_text_encoder_in_two_precisions_agrees_and_another_does_not():
     check_text(None, lambda captions: embedding[:, :3])
     with pytest.raises(ValueError, match="must give 12 values a text as in the start distribution, got 11"):
         check_text(stored, lambda captions: embedding[:, 1:])
-    with pytest.raises(ValueError, match=r"within 2% of its RMS 0\.\d+, got an RMS difference of 0\.\d+"):
+    with pytest.raises(ValueError, match=r"within 2% of their RMS 0\.\d+, got an RMS difference of 0\.\d+"):
         check_text(stored, lambda captions: embedding * 1.03)
     with pytest.raises(ValueError, match="got an RMS difference of nan"):
         check_text(stored, lambda captions: embedding / 0 * 0)
