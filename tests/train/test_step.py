@@ -106,7 +106,7 @@ def test_text_and_conditions_reach_the_denoiser_and_nothing_else_does(generator:
 def test_the_loss_has_a_gradient_and_the_metrics_have_none(generator: torch.Generator) -> None:
     batch = make_batch(generator)
     scale = torch.tensor(0.5, requires_grad=True)
-    start = SimpleNamespace(project=lambda latents, class_ids: latents)
+    start = SimpleNamespace(project=lambda latents, class_ids, **_: latents)
     loss, per_sample = training_loss(
         batch,
         denoiser=lambda noisy_latents, timesteps, **_: scale * noisy_latents,
@@ -123,7 +123,7 @@ def test_the_loss_has_a_gradient_and_the_metrics_have_none(generator: torch.Gene
 
 def test_a_half_precision_prediction_is_compared_in_float32(generator: torch.Generator) -> None:
     batch = make_batch(generator) | {"noise": torch.full((6, 4, 8, 8), 300.0)}
-    start = SimpleNamespace(project=lambda latents, class_ids: latents)
+    start = SimpleNamespace(project=lambda latents, class_ids, **_: latents)
     result = training_loss(
         batch,
         denoiser=lambda noisy_latents, timesteps, **_: torch.zeros_like(noisy_latents, dtype=torch.float16),
@@ -158,3 +158,23 @@ def test_min_snr_is_finite_at_zero_snr(prediction_type: str) -> None:
         torch.tensor([0, 1]), alphas_cumprod=alphas_cumprod, gamma=5.0, prediction_type=prediction_type
     )
     assert weights.isfinite().all()
+
+
+def test_the_start_is_told_the_text_of_its_pictures(generator: torch.Generator) -> None:
+    batch = make_batch(generator) | {"text_embeds": torch.randn(6, 3, generator=generator)}
+    told = []
+
+    def project(latents: torch.Tensor, class_ids: torch.Tensor, *, text_embeds: torch.Tensor) -> torch.Tensor:
+        told.append(text_embeds)
+        return latents
+
+    training_loss(
+        batch,
+        denoiser=lambda noisy_latents, timesteps, **conditions: noisy_latents * len(conditions),
+        start_distribution=SimpleNamespace(project=project),
+        alphas_cumprod=SCHEDULER.alphas_cumprod,
+        offset_from=941,
+        prediction_type="epsilon",
+    )
+    assert len(told) == 1
+    assert told[0] is batch["text_embeds"]
