@@ -107,7 +107,7 @@ class PeakMemory(threading.Thread):
             lines = Path("/proc/self/status").read_text().splitlines()
             anonymous = [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
             self.peak = max(self.peak, 1024 * sum(anonymous))
-            time.sleep(0.005)
+            time.sleep(0.05)
 
 
 def run_one(method: str, folder: Path, components: int, reserve: int) -> None:
