@@ -96,9 +96,9 @@ def plan_table(
     memory = memory_of(networks, config, dtype=dtype)
     parts = ", ".join(f"{name} {_mib(value)}" for name, value in vars(memory).items() if value)
     table.add_row("memory", f"{_mib(memory.total)} and activations ({parts})")
-    table.add_row(
-        "start distribution", f"K = {config.start.components}, {len(catalogue.class_names)} class(es)"
-    )
+    start = config.start
+    parts = f"{start.band} frequencies an axis" if start.family == "dct" else f"K = {start.components}"
+    table.add_row("start distribution", f"{start.family}, {parts}, {len(catalogue.class_names)} class(es)")
     table.add_row("offset range", _range_text(config, t_min, total))
     for sampler in samplers_of(config.start):
         first = first_timestep(build_scheduler(pipeline.scheduler, sampler), sampler.steps)
