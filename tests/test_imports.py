@@ -15,8 +15,9 @@ ALLOWED = {
     "data": {"pca"},
     "evaluation": {"pca"},
     "inference": {"pca", "evaluation"},
-    "train": {"data", "pca", "inference", "evaluation", "configs"},
-    "commands": {"data", "pca", "inference", "evaluation", "configs", "train"},
+    "export": {"pca", "inference", "evaluation"},
+    "train": {"data", "pca", "inference", "evaluation", "export", "configs"},
+    "commands": {"data", "pca", "inference", "evaluation", "export", "configs", "train"},
 }
 CONFIG_READERS = {"train", "commands"}
 
