@@ -10,8 +10,12 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "AuditReport": "evaluation",
     "OffsetStableDiffusionControlNetPipeline": "inference",
+    "OffsetStableDiffusionImg2ImgPipeline": "inference",
+    "OffsetStableDiffusionInpaintPipeline": "inference",
     "OffsetStableDiffusionPipeline": "inference",
     "OffsetStableDiffusionXLControlNetPipeline": "inference",
+    "OffsetStableDiffusionXLImg2ImgPipeline": "inference",
+    "OffsetStableDiffusionXLInpaintPipeline": "inference",
     "OffsetStableDiffusionXLPipeline": "inference",
     "StartDistribution": "pca",
     "audit": "evaluation",

@@ -5,20 +5,30 @@ from .mixin import OffsetPipelineMixin
 from .noise import Initializer, draw_noise
 from .pipelines import (
     OffsetStableDiffusionControlNetPipeline,
+    OffsetStableDiffusionImg2ImgPipeline,
+    OffsetStableDiffusionInpaintPipeline,
     OffsetStableDiffusionPipeline,
     OffsetStableDiffusionXLControlNetPipeline,
+    OffsetStableDiffusionXLImg2ImgPipeline,
+    OffsetStableDiffusionXLInpaintPipeline,
     OffsetStableDiffusionXLPipeline,
 )
-from .start import start_latents
+from .start import NO_OP_BELOW, start_latents, start_share
 
 __all__ = [
+    "NO_OP_BELOW",
     "Initializer",
     "OffsetPipelineMixin",
     "OffsetStableDiffusionControlNetPipeline",
+    "OffsetStableDiffusionImg2ImgPipeline",
+    "OffsetStableDiffusionInpaintPipeline",
     "OffsetStableDiffusionPipeline",
     "OffsetStableDiffusionXLControlNetPipeline",
+    "OffsetStableDiffusionXLImg2ImgPipeline",
+    "OffsetStableDiffusionXLInpaintPipeline",
     "OffsetStableDiffusionXLPipeline",
     "draw_noise",
     "load_pipeline",
     "start_latents",
+    "start_share",
 ]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..pca import ANY_CLASS, StartDistribution
+from ..pca.distribution import ANY_CLASS, StartDistribution
 from .noise import Generators, Initializer
 
 STARTS = ("mean", "draw", "none")

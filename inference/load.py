@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from .mixin import COMPONENT
+from .component import COMPONENT
 from .pipelines import (
     OffsetStableDiffusionControlNetPipeline,
     OffsetStableDiffusionPipeline,

@@ -9,7 +9,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..pca import encode_mean
+from ..pca.fingerprint import encode_mean
 
 
 def fit_to_frame(

@@ -1,7 +1,5 @@
 """Prompts -> token ids -> pooled embeddings, as a pipeline's own encoders make them."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any
