@@ -15,10 +15,8 @@ app = typer.Typer(
     help="Fine-tune Stable Diffusion on a product catalogue and keep the catalogue's look.",
 )
 
-Sampler = Annotated[str, typer.Option(help="A scheduler class of diffusers")]
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps")]
 Guidance = Annotated[float, typer.Option(min=0, help="Classifier-free guidance scale")]
-Seed = Annotated[int, typer.Option(min=0)]
 
 
 @app.command()
@@ -78,30 +76,63 @@ def sample(
     checkpoint: Annotated[
         str, typer.Argument(help="A run's model folder, any diffusers folder, file or hub id")
     ],
-    prompts: Annotated[list[str], typer.Argument(help="One picture set a prompt; @FILE reads one a line")],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(
+            help="A gallery each; @FILE: a prompt a line, or .jsonl or .csv rows with prompt, class, seed, "
+            "negative_prompt"
+        ),
+    ],
     class_name: Annotated[str | None, typer.Option("--class", help="The class to start from")] = None,
-    start: Annotated[str, typer.Option(help="mean, draw, or none for pure noise")] = "mean",
-    start_image: Annotated[Path | None, typer.Option(help="Start from this picture instead")] = None,
-    condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt")] = 4,
+    scheduler: Annotated[
+        str,
+        typer.Option(help="ddim, dpm++, dpm++-karras, euler, euler-a, unipc, ... or a class of diffusers"),
+    ] = "ddim",
+    spacing: Annotated[
+        str | None, typer.Option(help="leading, trailing or linspace; default: the checkpoint's")
+    ] = None,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    negative: Annotated[str | None, typer.Option(help="What not to draw")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; then one more each")
+    ] = 0,
     size: Annotated[
         tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt")] = 4,
-    scheduler: Sampler = "DDIMScheduler",
-    steps: Steps = 20,
-    guidance: Guidance = 3.0,
-    seed: Seed = 0,
+    start: Annotated[
+        str | None, typer.Option(help="mean, draw, or none for pure noise; default: what training drew from")
+    ] = None,
+    start_image: Annotated[Path | None, typer.Option(help="Start from this picture instead")] = None,
+    project: Annotated[
+        bool, typer.Option("--project", help="Start from the nearest that the class's components make of it")
+    ] = False,
+    condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
+    lora: Annotated[Path | None, typer.Option(help="A LoRA file or folder to add")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),
+    ] = None,
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep on the accelerator only the model that is at work")
+    ] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Draw trace.png: the first picture at every step")
+    ] = False,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write")] = Path("samples"),
 ) -> None:
     """Draw pictures: PNGs that carry their recipe, and a contact sheet."""
-    from .commands.sample import sample
+    from .commands.prompts import read_galleries
+    from .commands.sample import Request, sample
 
-    sheet = sample(
-        checkpoint, prompts, class_name=class_name, start=start, start_image=start_image, condition=condition,
-        size=size, count=count,
-        scheduler=scheduler, steps=steps, guidance=guidance, seed=seed, output=output,
+    galleries = read_galleries(prompts, count=count, class_name=class_name, negative=negative, seed=seed)
+    request = Request(
+        checkpoint, galleries, count, start=start, start_image=start_image, project=project,
+        condition=condition, lora=lora, size=size, scheduler=scheduler, spacing=spacing, steps=steps,
+        guidance=guidance, dtype=dtype, offload=offload,
     )  # fmt: skip
-    typer.echo(f"wrote {sheet}")
+    sample(request, output=output, trace=trace)
 
 
 @app.command()
@@ -118,6 +149,32 @@ def audit(
 
     if audit(subject, against=against, overrides=overrides or [], start=start, output=output) < min_pass:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    what: Annotated[str, typer.Argument(help="A run's folder, or a checkpoint")],
+    to: Annotated[
+        list[str],
+        typer.Option(help="diffusers, single-file, lora, kohya, controlnet, comfyui or all; may be repeated"),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The folder to write; default: the run's exports/")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, float16 or bfloat16, of all but a LoRA; default: the checkpoint's"),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="comfyui: random starts a class, beside its mean")] = 3,
+    push: Annotated[str | None, typer.Option(help="A hub repository to upload to")] = None,
+    private: Annotated[bool, typer.Option(help="Create that repository as a private one")] = False,
+) -> None:
+    """Write a checkpoint as other tools read it; each form must draw the same picture without onbrand."""
+    from .commands.export import export
+
+    export(
+        what, to=to, output=output, dtype=dtype, draws=draws, push=push, private=private
+    )  # fmt: skip
 
 
 def main() -> None:

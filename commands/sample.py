@@ -2,102 +2,205 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .console import best_device, quiet_console
+from .console import quiet_console
+from .request import Request, open_picture
+
+SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
 
 
-def read_prompts(prompts: list[str]) -> list[str]:
-    """Prompts as given; `@FILE` stands for the file's non-empty lines. Raises ValueError if none is left."""
-    found: list[str] = []
-    for prompt in prompts:
-        if prompt.startswith("@"):
-            file = Path(prompt[1:])
-            if not file.is_file():
-                raise ValueError(f"prompt file must exist, got {str(file)!r}")
-            found += [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        else:
-            found.append(prompt)
-    if not found:
-        raise ValueError(f"prompts must be at least one, got none in {prompts}")
-    return found
+def sample(request: Request, *, output: Path, trace: bool = False) -> Path:
+    """Draws the request's pictures into `output`; returns the contact sheet. trace: draws trace.png too.
+
+    Started as several processes they share the work, and the first one writes what is written once.
+    Raises ValueError, naming the option, on a request that the checkpoint cannot meet, and on an output
+    folder with other pictures.
+    """
+    console = quiet_console()
+    from ..train.models import resolve_base
+    from .checkpoint import facts_of_folder, facts_of_pipeline, open_pipeline, settle
+    from .pictures import SHEET, check_output, finish, new_folder_beside
+    from .recipes import recipes_of
+
+    path, output = resolve_base(request.checkpoint), output.absolute()
+    check_output(output, request.known())
+    if facts := facts_of_folder(path):
+        settle(request, facts)
+    processes, device, close = _start_processes()
+    if request.offload and device.type == "cpu":
+        raise ValueError("--offload must be left out where there is no accelerator, got a CPU")
+    with _quiet_log():
+        pipeline, weights = open_pipeline(path, request, device=device)
+    if pipeline.start_distribution is None and processes.is_main:
+        console.print(
+            f"note: {request.checkpoint} has no start distribution: it samples as a plain pipeline",
+            soft_wrap=True,
+        )
+    settled = settle(request, facts_of_pipeline(pipeline))
+    recipes = recipes_of(request, settled, pipeline, weights=weights, device=device.type)
+    check_output(output, recipes)
+    call = _call(request, settled, pipeline, device=device)
+    beside = Path(processes.gather([str(new_folder_beside(output)) if processes.is_main else ""])[0])
+    try:
+        with _notes_once(console.print if processes.is_main else None):
+            _draw(request, settled, pipeline, call, recipes, folder=beside, processes=processes)
+            if trace:
+                processes.map(lambda _: _trace(request, settled, pipeline, call, folder=beside), [0])
+        columns = min(8, request.count * max(1, 8 // request.count))  # whole galleries a row
+        title = f"{request.checkpoint}: {settled.start or 'image'} start, {settled.sampler.scheduler}"
+        title += f", {request.steps} steps"
+        processes.map(lambda _: finish(beside, output, recipes, columns=columns, title=title), [0])
+    finally:
+        if processes.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+    if processes.is_main:
+        console.print(f"wrote {output / SHEET}", soft_wrap=True)
+    close()
+    return output / SHEET
 
 
-def check_condition(condition: Path | None, *, checkpoint: str, wanted: bool) -> None:
-    """Raises ValueError on a ControlNet without a condition picture, and on one without a ControlNet."""
-    if wanted and condition is None:
-        raise ValueError(f"--condition must be a picture for {checkpoint}, which has a ControlNet, got none")
-    if condition is not None and not wanted:
-        raise ValueError(f"--condition must not be given for {checkpoint}, which has no ControlNet")
+def _start_processes() -> tuple[Any, Any, Callable[[], None]]:
+    """The processes of this call, the device of this one, and what ends their connection."""
+    from accelerate import PartialState
+    from accelerate.utils import gather_object, parse_flag_from_env
+
+    from ..data.processes import Processes
+    from ..train.launch import SLOWEST_STAGE, check_processes
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=SLOWEST_STAGE)
+    check_processes(
+        state.num_processes, on_cpu=state.device.type == "cpu", asked=None, environment=os.environ
+    )
+    processes = Processes(state.process_index, state.num_processes, gather_object, state.wait_for_everyone)
+    close = state.destroy_process_group if processes.count > 1 else lambda: None
+    return processes, state.device, close
 
 
-def sample(
-    checkpoint: str,
-    prompts: list[str],
+def _call(request: Request, settled: Any, pipeline: Any, *, device: Any) -> dict[str, Any]:
+    """What `generate` and `trace` are both told."""
+    call: dict[str, Any] = {
+        "sampler": settled.sampler,
+        "scheduler_config": settled.sampler_config,
+        "guidance_scale": request.guidance,
+        "height": settled.size[0],
+        "width": settled.size[1],
+    }
+    if request.start_image is not None:
+        # encoded here, once: an offloaded VAE moves to the accelerator only while it is called whole
+        pipeline.vae.to(device)
+        picture = open_picture("--start-image", request.start_image)
+        call["x_start"] = pipeline._encode(picture, height=settled.size[0], width=settled.size[1])
+        call["project_start"] = request.project
+    return call
+
+
+def _draw(
+    request: Request,
+    settled: Any,
+    pipeline: Any,
+    call: dict[str, Any],
+    recipes: list[dict[str, Any]],
     *,
-    class_name: str | None,
-    start: str,
-    start_image: Path | None,
-    condition: Path | None,
-    size: tuple[int, int] | None,
-    count: int,
-    scheduler: str,
-    steps: int,
-    guidance: float,
-    seed: int,
-    output: Path,
-) -> Path:
-    """Draws `count` pictures a prompt into `output`; returns the contact sheet."""
-    prompts = [prompt for prompt in read_prompts(prompts) for _ in range(count)]
-    quiet_console()
-    from PIL import Image, PngImagePlugin
+    folder: Path,
+    processes: Any,
+) -> None:
+    """Draws and writes this process's part of the pictures."""
     from rich.progress import Progress
 
-    from ..evaluation import contact_sheet
-    from ..inference.generate import generate
-    from ..inference.load import load_pipeline
-    from ..pca import Sampler
-    from ..train.models import resolve_base
+    from ..inference.generate import batch_of, generate, share_galleries
+    from .pictures import save_picture
 
-    pipeline = load_pipeline(resolve_base(checkpoint)).to(best_device())
-    if pipeline.start_distribution is None:
-        if class_name is not None:
-            raise ValueError(f"--class must not be given for {checkpoint}, which has no start distribution")
-        start = "none"
-    recipe: dict[str, Any] = {
-        "checkpoint": checkpoint, "class": class_name, "start": start, "scheduler": scheduler, "steps": steps,
-        "guidance": guidance,
-    }  # fmt: skip
-    call: dict[str, Any] = {} if size is None else {"height": size[0], "width": size[1]}
-    check_condition(condition, checkpoint=checkpoint, wanted=hasattr(pipeline, "controlnet"))
-    images = None
-    if condition is not None:
-        recipe["condition"] = str(condition)
-        images = [Image.open(condition).convert("RGB")] * len(prompts)
-    if start_image is not None:
-        recipe["start_image"] = str(start_image)
-        call["start_image"] = Image.open(start_image)
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("drawing", total=len(prompts))
+    galleries, count = request.galleries, request.count
+    batch_size = batch_of(pipeline, height=settled.size[0], width=settled.size[1])
+    parts = share_galleries([gallery.negative is None for gallery in galleries], count, batch_size)
+    condition = _condition(request)
+
+    def draw(part: range) -> None:
         pictures = generate(
             pipeline,
-            prompts,
-            images=images,
-            class_names=[class_name] * len(prompts) if pipeline.start_distribution else None,
-            start=start,
-            sampler=Sampler(scheduler, steps),
-            guidance_scale=guidance,
-            seed=seed,
-            advance=lambda done: progress.advance(bar, done),
+            [galleries[i].prompt for i in part],
+            count=count,
+            class_names=[settled.classes[i] for i in part] if pipeline.start_distribution else None,
+            negative_prompts=[galleries[i].negative for i in part],
+            images=None if condition is None else [condition] * len(part),
+            start=settled.start or "mean",
+            seeds=[galleries[i].seed for i in part],
+            batch_size=batch_size,
+            advance=lambda done: progress.advance(bar, done * processes.count),
             **call,
         )
-    output.mkdir(parents=True, exist_ok=True)
-    for i, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True)):
-        info = PngImagePlugin.PngInfo()
-        info.add_text("onbrand", json.dumps({**recipe, "prompt": prompt, "seed": seed + i}))
-        picture.save(output / f"{i:04d}.png", pnginfo=info)
-    sheet = output / "sheet.jpg"
-    contact_sheet(pictures, captions=prompts, columns=min(8, max(count, 4))).save(sheet, quality=92)
-    return sheet
+        for place, picture in enumerate(pictures, part[0] * count):
+            save_picture(picture, folder, place, recipes[place])
+
+    with Progress(transient=True, disable=not processes.is_main) as progress:
+        bar = progress.add_task("drawing", total=len(recipes))
+        processes.map(draw, parts)
+
+
+def _trace(request: Request, settled: Any, pipeline: Any, call: dict[str, Any], *, folder: Path) -> None:
+    """Writes the first picture's way from pure noise and, where it has a start, from that."""
+    from ..inference.trace import trace
+    from ..inference.trace_sheet import trace_sheet
+    from .pictures import TRACE
+
+    first = request.galleries[0]
+    follow = functools.partial(trace, pipeline, first.prompt, seed=first.seed)
+    if first.negative is not None:
+        call = call | {"negative_prompt": first.negative}
+    if request.condition is not None:
+        call = call | {"image": _condition(request)}
+    from_noise = {key: value for key, value in call.items() if key not in ("x_start", "project_start")}
+    traces = {"from pure noise": follow(**from_noise, start="none")}
+    if "x_start" in call:
+        traces["from its start"] = follow(**call, class_name=settled.classes[0])
+    elif pipeline.start_distribution is not None:
+        start = settled.start if settled.start != "none" else pipeline.start_distribution.default_start
+        traces["from its start"] = follow(**call, start=start, class_name=settled.classes[0])
+    title = f"{first.prompt} (seed {first.seed}, {settled.sampler.scheduler}, guidance {request.guidance:g})"
+    trace_sheet(pipeline, traces, title=title).save(folder / TRACE)
+
+
+def _condition(request: Request) -> Any:
+    if request.condition is None:
+        return None
+    return open_picture("--condition", request.condition).convert("RGB")
+
+
+@contextmanager
+def _quiet_log() -> Iterator[None]:
+    """The package's log at errors alone: what else it says on loading is said by the command."""
+    logger = logging.getLogger("onbrand")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _notes_once(say: Callable[..., None] | None) -> Iterator[None]:
+    """Says each of this package's warnings once, as a line; other libraries' warnings are left alone."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+        warnings.filterwarnings("always", category=UserWarning, module="onbrand")
+
+        def show(message: Any, category: Any, filename: str, *others: Any, **named: Any) -> None:
+            if Path(filename).parent not in SPEAKERS:
+                plain(message, category, filename, *others, **named)
+            elif str(message) not in said and say is not None:
+                said.add(str(message))
+                say(f"note: {message}", soft_wrap=True)
+
+        warnings.showwarning = show
+        yield

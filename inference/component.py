@@ -76,7 +76,7 @@ class StartComponent:
         without one the folder is an ordinary one of diffusers' own class. Text encoders keep the tensor names
         that other tools expect.
         """
-        folder, plain = Path(save_directory), type(self).__mro__[type(self).__mro__.index(StartComponent) + 1]
+        folder = Path(save_directory)
         if self.start_distribution is not None:
             # diffusers would write the full module path, which only loads where that module is installed.
             self.register_to_config(start_distribution=(COMPONENT, type(self.start_distribution).__name__))
@@ -86,7 +86,7 @@ class StartComponent:
         else:
             index = json.loads((folder / self.config_name).read_text())
             index.pop(COMPONENT, None)
-            index["_class_name"] = plain.__name__
+            index["_class_name"] = plain_class(type(self)).__name__
             _replace_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
         for name in ("text_encoder", "text_encoder_2"):
             if type(getattr(self, name, None)).__name__.startswith("CLIPTextModel"):
@@ -118,6 +118,12 @@ class StartComponent:
                 )
         pipeline.set_start_distribution(start_distribution)
         return pipeline
+
+
+def plain_class(pipeline_class: type) -> type:
+    """diffusers' own class behind one with the component."""
+    order = pipeline_class.__mro__
+    return order[order.index(StartComponent) + 1]
 
 
 def _with_component(plain_init: Callable[..., None]) -> Callable[..., None]:

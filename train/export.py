@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 
 from ..configs.schema import ModelConfig
+from ..export.lora_names import diffusers_layers, portable_metadata
 from ..inference.generate import generate
 from ..inference.load import load_pipeline
 from ..inference.text import text_encoders, tokenizers
@@ -101,11 +101,9 @@ def _save_lora(networks: Networks, config: ModelConfig, folder: Path) -> None:
         adapted |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
     options: dict[str, Any] = {}
     for name, network in adapted.items():
-        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
-        options[f"{name}_lora_layers"] = layers
-        metadata = network.peft_config["default"].to_dict()
-        # a set has no order of its own: the same run is to write the same file
-        metadata["target_modules"] = sorted(metadata["target_modules"])
+        state = get_peft_model_state_dict(network)
+        options[f"{name}_lora_layers"] = diffusers_layers(state, text_encoder=name != "unet")
+        metadata = portable_metadata(network.peft_config["default"].to_dict())
         options[f"{name}_lora_adapter_metadata"] = metadata
     writer = StableDiffusionPipeline if len(encoders) == 1 else StableDiffusionXLPipeline
     _replace(folder, lambda beside: writer.save_lora_weights(beside, **options))

@@ -23,6 +23,7 @@ from ..evaluation.rules import write_json
 from ..inference.text import text_encoders
 from ..pca import Sampler, build_scheduler
 from .audits import audit_run, say_result
+from .card import write_run_card
 from .draw import decode, round_robin
 from .export import export_model
 from .judge import fix_limits
@@ -82,6 +83,10 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
         networks.controlnet.to("cpu")
     if not (run / "audit.json").exists():
         audit_run(stage, prepared)
+    if stage.processes.is_main and not (run / "model" / "README.md").exists():
+        factor = pipeline.vae_scale_factor
+        start = prepared.start_distribution
+        write_run_card(config, start, vae_scale_factor=factor, run=run, folder=run / "model")
     say_result(stage)
     accelerator.end_training()
     if lock:

@@ -218,18 +218,6 @@ def test_fit_reads_a_config_and_its_family(tiny_base: Path, tmp_path: Path) -> N
         invoke("fit", "photo-studio", "--add-to", out)
 
 
-def test_prompts_from_a_file(tiny_base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_text("one\n\ntwo\n")
-    invoke("sample", tiny_base, f"@{file}", "--count", 1, "--steps", 2, "-o", tmp_path / "out")
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2
-    with pytest.raises(ValueError, match="prompt file must exist"):
-        invoke("sample", tiny_base, "@nowhere.txt")
-    file.write_text("\n")
-    with pytest.raises(ValueError, match="prompts must be at least one"):
-        invoke("sample", tiny_base, f"@{file}")
-
-
 def test_errors_are_one_line_and_exit_status_2() -> None:
     command = [sys.executable, "-m", "onbrand", "train", "quickstart", "train.stepz=3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from onbrand.inference import OffsetStableDiffusionControlNetPipeline, OffsetStableDiffusionPipeline
-from onbrand.inference.generate import batch_that_fits, generate
+from onbrand.inference.generate import batch_of, batch_that_fits, generate, share_galleries
 from onbrand.pca import Sampler, StartDistribution
 from PIL import Image
 
@@ -79,6 +79,45 @@ def test_each_prompt_has_its_condition_whatever_the_batches(controlled):
     assert not alike(changed[3], whole[3])
 
 
+def test_a_gallery_is_one_prompts_pictures_next_to_each_other(pipe):
+    galleries = draw(pipe, ["a mug", "a shoe"], ["mug", "shoe"], count=3, seed=7, start="draw")
+    one_each = draw(pipe, ["a mug"] * 3 + ["a shoe"] * 3, None, seed=7, start="draw")
+    assert alike(galleries, one_each)
+    second = draw(pipe, ["a shoe"], ["shoe"], count=3, indices=[1], seed=7, start="draw", batch_size=2)
+    assert alike(second, galleries[3:])
+    own = draw(pipe, ["a shoe"], ["shoe"], count=2, seeds=[11], start="draw")
+    assert alike(own[:1], second[1:2])
+
+
+def test_shared_out_parts_give_the_same_bits(pipe):
+    prompts = ["a mug", "a shoe", "a mug", "a shoe", "a mug"]
+    negatives = [None, None, None, "dark", "dark"]
+    call = {"classes": None, "count": 2, "start": "draw", "batch_size": 4}
+    whole = draw(pipe, prompts, negative_prompts=negatives, **call)
+    parts = share_galleries([n is None for n in negatives], 2, 4)
+    assert parts == [range(2), range(2, 3), range(3, 5)]
+    for part in parts:
+        share = draw(
+            pipe, [prompts[i] for i in part], negative_prompts=[negatives[i] for i in part],
+            seeds=[2 * i for i in part], **call,
+        )  # fmt: skip
+        assert np.array_equal(share, whole[part[0] * 2 : (part[-1] + 1) * 2])
+
+
+def test_negative_prompts_belong_to_their_prompts(pipe):
+    plain = draw(pipe, seed=7)
+    mixed = draw(pipe, seed=7, negative_prompts=[None, "dark", "", None, None])
+    assert alike(mixed[[0, 2, 3, 4]], plain[[0, 2, 3, 4]])
+    assert not alike(mixed[1], plain[1])
+
+
+def test_galleries_that_are_drawn_together():
+    assert share_galleries([0] * 5, 4, 8) == [range(2), range(2, 4), range(4, 5)]
+    assert share_galleries([0] * 2, 9, 8) == [range(1), range(1, 2)]
+    assert share_galleries([0, 1, 1, 0], 1, 8) == [range(1), range(1, 3), range(3, 4)]
+    assert share_galleries([], 1, 8) == []
+
+
 def test_the_pipeline_is_left_as_it_was(pipe):
     scheduler = pipe.scheduler
     pipe.set_progress_bar_config(disable=False, desc="own")
@@ -89,7 +128,13 @@ def test_the_pipeline_is_left_as_it_was(pipe):
 
 
 def test_lists_of_another_length_are_refused(pipe):
-    short = {"class_names": ["mug"], "images": [Image.new("RGB", (32, 32))], "indices": [0]}
+    short = {
+        "class_names": ["mug"],
+        "negative_prompts": [None],
+        "images": [Image.new("RGB", (32, 32))],
+        "indices": [0],
+        "seeds": [0],
+    }
     for name, values in short.items():
         with pytest.raises(ValueError, match=f"{name} must be one for each of 5 prompts, got 1"):
             generate(pipe, PROMPTS, **{name: values})
@@ -97,3 +142,13 @@ def test_lists_of_another_length_are_refused(pipe):
 
 def test_batches_shrink_with_the_pictures():
     assert [batch_that_fits(side**2) for side in (8, 32, 64, 128, 256)] == [32, 32, 8, 2, 1]
+
+
+def test_batches_are_those_of_the_size_that_is_drawn(pipe):
+    assert batch_of(pipe) == 32
+    assert batch_of(pipe, height=512, width=256) == 4
+
+
+def test_an_empty_gallery_is_refused(pipe):
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        generate(pipe, PROMPTS, count=0)

@@ -1,0 +1,276 @@
+"""onbrand export: a checkpoint in the forms that other tools read, each proven before it counts as done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from .console import best_device, quiet_console
+
+KINDS = {
+    "diffusers": "a folder for diffusers, with and without onbrand",
+    "single-file": "one .safetensors under the original names",
+    "lora": "a LoRA for diffusers and PEFT",
+    "kohya": "a LoRA for kohya's scripts, A1111, ComfyUI",
+    "controlnet": "the ControlNet alone",
+    "comfyui": "its starts as .latent files and PNGs, with a workflow",
+}
+SIDECAR = "start_distribution"
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+class Source(NamedTuple):
+    """What is exported: a pipeline, the folder or file it was read from, and the run that made it."""
+
+    pipeline: Any
+    model: str
+    name: str
+    run: Path | None
+    config: Any | None
+
+
+def export(
+    what: str,
+    *,
+    to: list[str],
+    output: Path | None,
+    dtype: str | None,
+    draws: int,
+    push: str | None,
+    private: bool,
+) -> Path:
+    """Writes each kind into a folder of its own under `output`; returns that.
+
+    what: a run's folder, or a checkpoint. output: `exports/` in the run, or `exports/<name>`. A kind that
+    draws is loaded in a fresh process, without onbrand, and must draw the same picture. push: a hub
+    repository, to which what was written is uploaded.
+    Raises ValueError on kinds this checkpoint cannot have, on folders that are there already, and on an
+    export that does not come back as it was; of that one nothing is left.
+    """
+    check_kinds(to)
+    if dtype not in (None, *PRECISIONS):
+        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
+    console = quiet_console()
+    source = open_source(what)
+    possible = possible_kinds(source)
+    kinds = [kind for kind in KINDS if kind in possible] if "all" in to else list(dict.fromkeys(to))
+    for kind in kinds:
+        if kind not in possible:
+            raise ValueError(f"--to must be one of {', '.join(possible)} for {what}, got {kind}")
+    output = (output or (source.run or Path()) / "exports" / ("" if source.run else source.name)).absolute()
+    for kind in kinds:
+        if (output / kind).exists():
+            raise ValueError(f"output must be new, got {output / kind}, which exists")
+    # adapters keep the precision they were trained in, so they come before the weights are rounded
+    for kind in sorted(kinds, key=lambda kind: kind not in ("lora", "kohya")):
+        with console.status(f"{kind}: writing and drawing again"):
+            _export(source, kind, output / kind, dtype=dtype, draws=draws, console=console)
+    if push is not None:
+        _push(output, kinds, repository=push, private=private)
+        console.print(f"[bold]pushed[/]  {push}")
+    return output
+
+
+def check_kinds(to: list[str]) -> None:
+    """Raises ValueError on a kind of export that there is not."""
+    for kind in to:
+        if kind not in (*KINDS, "all"):
+            raise ValueError(f"--to must be one of {', '.join(KINDS)} or all, got {kind!r}")
+
+
+def open_source(what: str) -> Source:
+    """The checkpoint to export. Raises ValueError on a path that holds none."""
+    from ..configs import load_config
+    from ..inference.load import load_pipeline
+    from ..train.models import resolve_base
+
+    path = Path(resolve_base(what))
+    run = next((folder for folder in (path, path.parent) if (folder / "config.yaml").is_file()), None)
+    run = run if run is not None and (run / "model").is_dir() else None
+    if path.is_dir() and (path / "config.yaml").is_file() and run is None:
+        raise ValueError(f"run must be finished: {path / 'model'} must exist")
+    model = str(run / "model" if run else path)
+    pipeline = load_pipeline(model)
+    config = None if run is None else load_config(str(run / "config.yaml"), [])
+    return Source(pipeline, model, (run or path).absolute().stem, run, config)
+
+
+def possible_kinds(source: Source) -> list[str]:
+    """The kinds that this checkpoint has a form of."""
+    controlled, start = hasattr(source.pipeline, "controlnet"), source.pipeline.start_distribution is not None
+    has_lora = source.run is not None and (source.run / "lora").is_dir()
+    # readers of single files know the original vocabulary alone
+    has_word = source.config is not None and source.config.model.text_encoder == "token"
+    there = {
+        "diffusers": True,
+        "single-file": not controlled and not has_word,
+        "lora": has_lora,
+        "kohya": has_lora,
+        "controlnet": controlled,
+        "comfyui": start and not controlled,
+    }
+    return [kind for kind in KINDS if there[kind]]
+
+
+def _export(
+    source: Source, kind: str, folder: Path, *, dtype: str | None, draws: int, console: Console
+) -> None:
+    import torch
+
+    from ..export.check import check_elsewhere, draw_proof
+    from ..train.checkpoint import settle
+
+    pipeline = source.pipeline
+    if dtype is not None and kind not in ("lora", "kohya"):
+        pipeline.to(getattr(torch, dtype)).to(torch.float32)  # rounded, so that the export loses nothing
+    beside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        checked, options = WRITERS[kind](source, beside, dtype=dtype and getattr(torch, dtype), draws=draws)
+        if pipeline.start_distribution is not None and not (beside / SIDECAR).exists():
+            pipeline.start_distribution.save_pretrained(beside / SIDECAR)
+        said = "not drawn again: diffusers cannot show what this form does"
+        if checked is not None:
+            proof = draw_proof(pipeline.to(best_device()), prompt=_prompt(source), class_name=_class(source))
+            worst = check_elsewhere(proof, path=checked, **options)
+            said = f"drawn again in a fresh process, at most {worst:.2f}/255 off"
+        settle(beside)
+        beside.replace(folder)
+    finally:
+        pipeline.to("cpu")
+        shutil.rmtree(beside, ignore_errors=True)
+    console.print(f"[bold]{kind:<12}[/] {folder}  [dim]{said}[/]", soft_wrap=True)
+
+
+Written = tuple[Path | None, dict[str, Any]]
+
+
+def _diffusers(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    import torch
+
+    from ..export.card import start_facts, write_card
+    from ..train.card import write_run_card
+
+    pipeline = source.pipeline
+    pipeline.to(dtype or pipeline.dtype).save_pretrained(folder)
+    pipeline.to(torch.float32)
+    if source.run is not None:
+        start, factor = pipeline.start_distribution, pipeline.vae_scale_factor
+        write_run_card(source.config, start, vae_scale_factor=factor, run=source.run, folder=folder)
+    elif pipeline.start_distribution is not None:
+        facts = start_facts(pipeline.start_distribution, vae_scale_factor=pipeline.vae_scale_factor)
+        write_card(folder, title=source.name, audit=None, base=source.model, facts=facts)
+    return folder, {"kind": "plain" if pipeline.start_distribution is None else "diffusers"}
+
+
+def _single_file(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    from ..export.single_file import save_single_file
+
+    file = folder / f"{source.name}.safetensors"
+    save_single_file(source.pipeline, file, metadata=_metadata(source), dtype=dtype)
+    return file, {"kind": "single-file", "model": _folder_of(source)}
+
+
+def _lora(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    assert source.run is not None
+    for file in (source.run / "lora").iterdir():
+        shutil.copy2(file, folder / file.name)
+    return next(folder.glob("*.safetensors")), {"kind": "lora", **_base(source)}
+
+
+def _kohya(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    from ..export.lora import read_lora, save_kohya_lora
+
+    assert source.run is not None
+    file = folder / f"{source.name}.safetensors"
+    metadata = _metadata(source, lora=True)
+    save_kohya_lora(source.run / "lora", file, base=source.pipeline, metadata=metadata)
+    layers = read_lora(source.run / "lora").values()
+    # diffusers leaves DoRA's magnitudes out of a file in this form
+    readable = all(layer.magnitude is None for layer in layers)
+    return (file if readable else None), {"kind": "lora", **_base(source)}
+
+
+def _controlnet(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    import torch
+
+    source.pipeline.controlnet.to(dtype or torch.float32).save_pretrained(folder)
+    source.pipeline.controlnet.to(torch.float32)
+    return folder, {"kind": "controlnet", "model": source.model}
+
+
+def _comfyui(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
+    from ..export.comfyui import save_comfyui_starts
+
+    name, start = f"{source.name}.safetensors", source.pipeline.start_distribution
+    first, *_ = save_comfyui_starts(source.pipeline, folder, draws=draws, checkpoint_name=name)
+    # of a start that follows the text the file holds the class mean, which the pipeline does not start from
+    return (None if start.needs_text else first), {"kind": "comfyui", "model": _folder_of(source)}
+
+
+WRITERS: dict[str, Callable[..., Written]] = {
+    "diffusers": _diffusers,
+    "single-file": _single_file,
+    "lora": _lora,
+    "kohya": _kohya,
+    "controlnet": _controlnet,
+    "comfyui": _comfyui,
+}
+
+
+def _base(source: Source) -> dict[str, Any]:
+    from ..train.models import resolve_base
+
+    return {"base": resolve_base(source.config.model.base), "model": source.model}  # type: ignore[union-attr]
+
+
+def _folder_of(source: Source) -> str:
+    """A diffusers folder of the checkpoint's architecture, for readers of single files to go by."""
+    if Path(source.model).is_dir():
+        return source.model
+    raise ValueError(f"single-file export must start from a diffusers folder, got {source.model}")
+
+
+def _metadata(source: Source, *, lora: bool = False) -> dict[str, str]:
+    """Header fields: ModelSpec's, and what this was trained with."""
+    from ..export.modelspec import modelspec
+
+    today = date.today().isoformat()
+    metadata = modelspec(source.pipeline, title=source.name, date=today, lora=lora)
+    if source.config is not None:
+        settings = source.config.to_dict()
+        metadata["onbrand.config"] = json.dumps({key: settings[key] for key in ("model", "start", "train")})
+    return metadata
+
+
+def _class(source: Source) -> str | None:
+    """The first class with pictures."""
+    start = source.pipeline.start_distribution
+    if start is None:
+        return None
+    counts = start.config["counts"] or [1] * len(start.class_names)
+    return next(name for name, count in zip(start.class_names, counts, strict=True) if count)
+
+
+def _prompt(source: Source) -> str:
+    name = _class(source)
+    start = source.pipeline.start_distribution
+    return (start.config["caption_prefixes"] or {}).get(name, f"a {name}") if name else "a product"
+
+
+def _push(output: Path, kinds: list[str], *, repository: str, private: bool) -> None:
+    """Uploads the diffusers folder to the repository's root, other kinds to folders of their names."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(repository, exist_ok=True, private=private)
+    for kind in kinds:
+        inside = None if kind == "diffusers" else kind
+        hub.upload_folder(repo_id=repository, folder_path=output / kind, path_in_repo=inside)

@@ -1,0 +1,118 @@
+"""What a picture looks like on its way: the noisy latents and the predicted picture at every step."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+
+from ..pca import Sampler
+from .generate import NO_CONFIG, batch_that_fits, build_sampler, sampling_with
+from .start import is_flow
+
+
+class TraceStep(NamedTuple):
+    """One call of the network: the timestep it was told, x_t as it saw it, and the x_0 it predicts there.
+
+    x_t, x_0: (C, H, W) scaled latents, float32 on the CPU; guidance is included in x_0.
+    """
+
+    timestep: float
+    x_t: Tensor
+    x_0: Tensor
+
+
+def trace(
+    pipeline: Any,
+    prompt: str,
+    *,
+    sampler: Sampler = Sampler("DDIMScheduler", 20),
+    scheduler_config: Mapping[str, Any] = NO_CONFIG,
+    guidance_scale: float = 3.0,
+    seed: int = 0,
+    **call: Any,
+) -> list[TraceStep]:
+    """Every step of one picture, the one that `generate` draws with these arguments and this seed.
+
+    call: further arguments of the pipeline, `start` and `class_name` among them.
+    Raises ValueError on a scheduler that noises neither as Stable Diffusion nor as flow matching does.
+    """
+    scheduler = build_sampler(pipeline.scheduler, sampler, scheduler_config)
+    steps = record_steps(scheduler)
+    with sampling_with(pipeline, scheduler):
+        pipeline(
+            prompt,
+            num_inference_steps=sampler.steps,
+            guidance_scale=guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            **call | {"output_type": "latent"},
+        )
+    return steps
+
+
+def record_steps(scheduler: Any) -> list[TraceStep]:
+    """A list that grows by an entry, of the batch's first picture, whenever this scheduler steps."""
+    steps: list[TraceStep] = []
+    plain_step = scheduler.step
+
+    # pipelines read the names of its arguments off the function they call
+    @functools.wraps(plain_step)
+    def step(model_output: Tensor, timestep: Any, sample: Tensor, *others: Any, **named: Any) -> Any:
+        output, noisy = model_output[0].float().cpu(), sample[0].float().cpu()
+        x_t, x_0 = predict(scheduler, output, timestep, noisy, index=len(steps))
+        steps.append(TraceStep(float(timestep), x_t, x_0))
+        return plain_step(model_output, timestep, sample, *others, **named)
+
+    scheduler.step = step
+    return steps
+
+
+def predict(
+    scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, *, index: int
+) -> tuple[Tensor, Tensor]:
+    """x_t as the network saw it, and the x_0 that its output stands for, by the closed form.
+
+    sample: the scheduler's own latents, which sigma-based ones scale down for the network; index: of the
+    call, from 0. Raises ValueError on an unknown prediction_type or kind of scheduler.
+    """
+    if is_flow(scheduler):
+        return sample, sample - float(scheduler.sigmas[index]) * model_output
+    scale = float(scheduler.scale_model_input(torch.ones(1), timestep))
+    if scale < 1:  # solvers of order 2 keep the sigmas of their half steps elsewhere
+        a = scale**2
+    elif getattr(scheduler, "sigmas", None) is not None:
+        a = 1 / (1 + float(scheduler.sigmas[index]) ** 2)
+    elif hasattr(scheduler, "alphas_cumprod"):
+        a = float(scheduler.alphas_cumprod[int(timestep)])
+    else:
+        kinds = "one that noises as Stable Diffusion or flow matching does"
+        raise ValueError(f"scheduler must be {kinds}, got {type(scheduler).__name__}")
+    x_t, kind = scale * sample, scheduler.config.prediction_type
+    if kind == "epsilon":
+        return x_t, (x_t - math.sqrt(1 - a) * model_output) / math.sqrt(a)
+    if kind == "v_prediction":
+        return x_t, math.sqrt(a) * x_t - math.sqrt(1 - a) * model_output
+    if kind == "sample":
+        return x_t, model_output
+    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")
+
+
+@torch.no_grad()
+def decode(pipeline: Any, latents: Tensor) -> list[Image.Image]:
+    """Pictures of scaled latents (B, C, h, w), by a pipeline's VAE; one that asks for it works in float32."""
+    vae = pipeline.vae
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae = copy.deepcopy(vae).float()
+    pictures: list[Image.Image] = []
+    for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
+        unscaled = part / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        decoded = vae.decode(unscaled.to(pipeline._execution_device, vae.dtype)).sample
+        pictures += VaeImageProcessor().postprocess(decoded.float())
+    return pictures

@@ -1,0 +1,420 @@
+"""`onbrand sample`: what it draws, writes, shares out and refuses."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from onbrand.__main__ import app
+from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
+from onbrand.pca import StartDistribution
+from PIL import Image
+from typer.testing import CliRunner
+
+QUICK = ("--steps", 2, "--spacing", "trailing")
+
+
+def invoke(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["sample", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def pixels(picture: object) -> np.ndarray:
+    return np.asarray(picture, dtype=int)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def recipe_of(file: Path) -> dict:
+    return json.loads(Image.open(file).text["onbrand"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory) -> Path:
+    """A pipeline with a start distribution of two classes; treat it as read-only."""
+    distribution = StartDistribution.fit(
+        3 * torch.randn(20, *tiny.LATENT_SHAPE, generator=torch.Generator().manual_seed(0)) + 1,
+        torch.arange(20) % 2,
+        class_names=["mug", "shoe"],
+        components=2,
+        caption_prefixes={"mug": "a mug", "shoe": "a shoe"},
+        samplers=[("DDIMScheduler", 20, None)],
+    )
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    OffsetStableDiffusionPipeline(**tiny.make_components(), start_distribution=distribution).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_recipe_draws_its_picture_again(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = (
+        "--count",
+        2,
+        "--scheduler",
+        "dpm++-karras",
+        "--negative",
+        "dark",
+        "--guidance",
+        2,
+        "--seed",
+        5,
+    )
+    invoke(checkpoint, "a mug", "a shoe", *options, *QUICK, "-o", out)
+    names = {"0000.png", "0001.png", "0002.png", "0003.png", "samples.json", "sheet.jpg"}
+    assert {file.name for file in out.iterdir()} == names
+    listed = json.loads((out / "samples.json").read_text())
+    assert [(row["prompt"], row["class"], row["seed"]) for row in listed] == [
+        ("a mug", "mug", 5), ("a mug", "mug", 6), ("a shoe", "shoe", 7), ("a shoe", "shoe", 8),
+    ]  # fmt: skip
+    recipe = recipe_of(out / "0002.png")
+    assert listed[2] == {"file": "0002.png", **recipe}
+    assert recipe["start"] == "draw"
+    assert recipe["scheduler_config"] == {"timestep_spacing": "trailing", "use_karras_sigmas": True}
+    stored = checkpoint / "start_distribution" / "diffusion_pytorch_model.safetensors"
+    assert recipe["start_distribution"] == hashlib.sha256(stored.read_bytes()).hexdigest()
+    assert recipe["versions"]["diffusers"] == diffusers.__version__
+
+    pipe = load_pipeline(recipe["checkpoint"])
+    scheduler = getattr(diffusers, recipe["scheduler"])
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **recipe["scheduler_config"])
+    pipe.set_progress_bar_config(disable=True)
+    (again,) = pipe(
+        recipe["prompt"],
+        negative_prompt=recipe["negative_prompt"],
+        class_name=recipe["class"],
+        start=recipe["start"],
+        num_inference_steps=recipe["steps"],
+        guidance_scale=recipe["guidance"],
+        height=recipe["height"],
+        width=recipe["width"],
+        generator=torch.Generator().manual_seed(recipe["seed"]),
+    ).images
+    assert np.abs(pixels(again) - pixels(Image.open(out / "0002.png"))).max() <= 1
+
+
+def test_viewers_are_told_in_their_own_words(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    invoke(
+        checkpoint, "a mug: red, blue", "--negative", "dark", "--scheduler", "euler-a", "--count", 1, *QUICK,
+        "-o", out,
+    )  # fmt: skip
+    assert Image.open(out / "0000.png").text["parameters"] == (
+        "a mug: red, blue\nNegative prompt: dark\nSteps: 2, Sampler: Euler a, CFG scale: 3.0, Seed: 0, "
+        "Size: 32x32, Model: model, Start: draw, Class: mug, Version: onbrand 0.1.0"
+    )
+
+
+def test_the_same_command_gives_the_same_bits_and_another_loses_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = (checkpoint, "a mug", "a shoe", "--count", 2, *QUICK)
+    for out in (one, two):
+        invoke(*command, "-o", out)
+    before = hashes(one)
+    assert hashes(two) == before
+    (one / "notes.txt").write_text("mine")
+    invoke(*command, "-o", one)
+    assert hashes(one).items() > before.items()
+    rule = "--output must be a new folder, or one with pictures of the same recipe, got "
+    others = {
+        "where seed is 0 instead of 1": ("--seed", 1),
+        "where start is 'draw' instead of 'mean'": ("--start", "mean"),
+        "where scheduler is 'DDIMScheduler' instead of 'UniPC": ("--scheduler", "unipc"),
+        "with 4 pictures for 6": ("--count", 3),
+    }
+    for message, options in others.items():
+        with pytest.raises(ValueError, match=f"{rule}.*{message}"):
+            invoke(*command, *options, "-o", one)
+    (two / "samples.json").unlink()
+    with pytest.raises(ValueError, match=f"{rule}.*which holds pictures and no samples.json"):
+        invoke(*command, "-o", two)
+    (two / "samples.json").write_text("{")
+    with pytest.raises(ValueError, match=f"{rule}.*whose samples.json cannot be read"):
+        invoke(*command, "-o", two)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="--output must be a folder, got the file"):
+        invoke(*command, "-o", tmp_path / "file")
+    assert hashes(one).items() > before.items()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "one", "two"]
+
+
+def test_retrained_weights_are_another_recipe(checkpoint: Path, tiny, tmp_path: Path) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    pipe = load_pipeline(checkpoint)
+    pipe.save_pretrained(copy)
+    invoke(copy, "a mug", "--count", 1, *QUICK, "-o", out)
+    pipe.unet.conv_out.bias.data[-1] += 1
+    pipe.save_pretrained(copy)
+    with pytest.raises(ValueError, match="where weights is '"):
+        invoke(copy, "a mug", "--count", 1, *QUICK, "-o", out)
+
+
+def test_a_call_that_fails_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    from onbrand.commands import pictures
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(pictures, "save_picture", fail)
+    with pytest.raises(OSError, match="no space"):
+        invoke(checkpoint, "a mug", *QUICK, "-o", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prompts_from_a_text_file(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\n\ntwo\n")
+    invoke(tiny_base, f"@{file}", "--count", 1, *QUICK, "-o", tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    with pytest.raises(ValueError, match=r"prompt file must exist, got 'nowhere.txt'"):
+        invoke(tiny_base, "@nowhere.txt")
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="prompts must be at least one"):
+        invoke(tiny_base, f"@{file}")
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"prompt file must be text in UTF-8, got '.*prompts.txt'"):
+        invoke(tiny_base, f"@{file}")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_say_what_is_theirs(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"prompt": "mug, red", "class": "mug", "seed": 40, "negative_prompt": "dark"},
+        {"prompt": "a thing"},
+    ]
+    file = tmp_path / f"prompts.{kind}"
+    if kind == "csv":
+        file.write_text('prompt,class,seed,negative_prompt\n"mug, red",mug,40,dark\na thing,,,\n')
+    else:
+        file.write_text("\n".join(map(json.dumps, rows)))
+    options = ("--count", 2, "--class", "shoe", "--negative", "blurred", "--seed", 10)
+    invoke(checkpoint, f"@{file}", *options, *QUICK, "-o", tmp_path / "out")
+    drawn = [recipe_of(tmp_path / "out" / f"{i:04d}.png") for i in range(4)]
+    assert [(r["prompt"], r["class"], r["seed"], r["negative_prompt"]) for r in drawn] == [
+        ("mug, red", "mug", 40, "dark"), ("mug, red", "mug", 41, "dark"),
+        ("a thing", "shoe", 12, "blurred"), ("a thing", "shoe", 13, "blurred"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt', "line 2 must be JSON, got"),
+        ("p.jsonl", '["a"]', r"line 1 must be an object with a prompt, got \['a'\]"),
+        ("p.jsonl", '{"prompt": "a", "clas": "mug"}', "must have no fields but prompt, class, .*got 'clas'"),
+        ("p.jsonl", '{"prompt": 3}', "line 1: prompt must be text, got 3"),
+        ("p.jsonl", '{"prompt": "a", "seed": -1}', "seed must be an integer from 0 to .*, got -1"),
+        ("p.csv", "prompt,seed\na,1.5\n", "line 2: seed must be an integer from 0 to .*, got '1.5'"),
+        ("p.csv", "class\nmug\n", "line 2: prompt must be text, got None"),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path: Path, name: str, text: str, message: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        invoke("anything", f"@{file}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--class", "mugg"), r"--class: .* must be one of mug, shoe, got 'mugg' \(did you mean 'mug'\?\)"),
+        (("--class", "mugg", "--start", "none"), "--class: .* must be one of mug, shoe, got 'mugg'"),
+        ((), "--class: class_name must be one of mug, shoe, got None and no caption prefix begins"),
+        (("--scheduler", "unpic"), r"--scheduler: .*\(nearest: unipc\), got 'unpic'"),
+        (("--spacing", "even"), "--spacing: spacing must be one of leading, trailing, linspace, got 'even'"),
+        (("--steps", 2000), "--scheduler and --steps: .*2000"),
+        (
+            ("--scheduler", "EDMEulerScheduler"),
+            "--scheduler and --steps: scheduler must be one that noises .*, got EDMEuler",
+        ),
+        (
+            ("--scheduler", "FlowMatchEulerDiscreteScheduler"),
+            "--scheduler: scheduler must be one that a Stable",
+        ),
+        (("--scheduler", "VQDiffusionScheduler"), "--scheduler: .*num_vec_classes"),
+        (("--size", 48, 32, "--class", "mug"), r"--size must be 32 32 \(height and width\) as the start"),
+        (("--size", 30, 32, "--start", "none"), "--size must be two multiples of 8, got 30 32"),
+        (("--start", "middle"), "--start must be mean, draw or none, got 'middle'"),
+        (("--start-image", "nowhere.png"), "--start-image must be an existing picture, got nowhere.png"),
+        (("--start-image", __file__), "--start-image must be a picture, got .*, which is none"),
+        (("--condition", "nowhere.png"), "--condition must be an existing picture, got nowhere.png"),
+        (("--project",), "--project must come with --start-image, got none"),
+        (("--lora", "nowhere"), "--lora must be an existing file or folder, got nowhere"),
+        (("--dtype", "half"), "--dtype must be one of float32, float16, bfloat16, got 'half'"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_loaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch, options: tuple, message: str
+) -> None:
+    from onbrand.commands import checkpoint as opened
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(opened, "load_pipeline", fail)
+    with pytest.raises(ValueError, match=message) as error:
+        invoke(checkpoint, "a thing", "-o", tmp_path / "out", *options)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_checkpoint_draws_and_says_so_once(tiny_base: Path, tmp_path: Path) -> None:
+    said = invoke(tiny_base, "a mug", "a hat", "--count", 1, *QUICK, "-o", tmp_path / "out")
+    assert said.count("no start distribution") == 1
+    assert f"note: {tiny_base} has no start distribution: it samples as a plain pipeline" in said
+    recipe = recipe_of(tmp_path / "out" / "0000.png")
+    assert (recipe["start"], recipe["class"], recipe["start_distribution"]) == ("none", None, None)
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    for options, message in {
+        ("--class", "mug"): "--class must not be given for",
+        ("--start", "mean"): "--start must be none for .*, which has no start distribution, got 'mean'",
+        ("--start-image", picture, "--project"): "--project must not be given for",
+        ("--condition", picture): "--condition must not be given for .*, which has no ControlNet",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            invoke(tiny_base, "a mug", *options, "-o", tmp_path / "other")
+
+
+def test_a_controlnet_needs_its_condition(tiny, tmp_path: Path) -> None:
+    parts = tiny.make_components()
+    controlnet = tiny.make_controlnet(parts["unet"], effect=10.0)
+    diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=controlnet).save_pretrained(
+        tmp_path / "model"
+    )
+    with pytest.raises(
+        ValueError, match=r"--condition must be a picture for .*, which has a ControlNet, got"
+    ):
+        invoke(tmp_path / "model", "a mug", "-o", tmp_path / "out")
+    drawn = []
+    for shade in ("black", "white"):
+        picture = tmp_path / f"{shade}.png"
+        Image.new("RGB", (32, 32), shade).save(picture)
+        invoke(tmp_path / "model", "a mug", "--condition", picture, "--count", 1, "--trace", *QUICK,
+               "-o", tmp_path / shade)  # fmt: skip
+        drawn.append(pixels(Image.open(tmp_path / shade / "0000.png")))
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
+
+
+def test_a_sampler_below_the_trained_range_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    said = invoke(checkpoint, "a mug", "a shoe", "--count", 20, "--steps", 2, "-o", tmp_path / "out")
+    lines = [line for line in said.splitlines() if "first timestep" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("note: the sampler's first timestep 501 lies below 950")
+    assert ".py" not in said.replace(str(tmp_path), "")
+    quiet = invoke(checkpoint, "a mug", "--steps", 2, "--spacing", "trailing", "-o", tmp_path / "other")
+    assert "first timestep" not in quiet
+
+
+def test_starts_from_a_picture_and_from_its_projection(checkpoint: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "start.png"
+    Image.linear_gradient("L").convert("RGB").save(picture)
+    pipe = load_pipeline(checkpoint)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    drawn = []
+    for options, project in (((), False), (("--project",), True)):
+        out = tmp_path / f"project_{project}"
+        invoke(checkpoint, "a mug", "--start-image", picture, *options, "--count", 1, *QUICK, "-o", out)
+        recipe = recipe_of(out / "0000.png")
+        assert (recipe["start"], recipe["project"]) == (None, project)
+        assert recipe["start_image"]["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+        (expected,) = pipe(
+            "a mug", start_image=Image.open(picture), project_start=project, num_inference_steps=2,
+            guidance_scale=3.0, generator=torch.Generator().manual_seed(0),
+        ).images  # fmt: skip
+        drawn.append(pixels(Image.open(out / "0000.png")))
+        assert np.abs(drawn[-1] - pixels(expected)).max() <= 1
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
+    with pytest.raises(ValueError, match="--start must not be given beside --start-image, got 'mean'"):
+        invoke(checkpoint, "a mug", "--start-image", picture, "--start", "mean")
+
+
+def save_lora(pipe: object, folder: Path) -> None:
+    """A LoRA of random weights for the pipeline's UNet."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    type(pipe).save_lora_weights(folder, unet_lora_layers=layers)
+
+
+def test_a_lora_is_added_if_it_fits(checkpoint: Path, tiny, tmp_path: Path) -> None:
+    save_lora(load_pipeline(checkpoint), tmp_path / "fits")
+    save_lora(diffusers.StableDiffusionXLPipeline(**tiny.make_xl_components()), tmp_path / "xl")
+    lora = tmp_path / "fits" / "pytorch_lora_weights.safetensors"
+    drawn = []
+    for options in ((), ("--lora", lora)):
+        out = tmp_path / f"out{len(drawn)}"
+        invoke(checkpoint, "a mug", "--count", 1, *options, *QUICK, "-o", out)
+        drawn.append(pixels(Image.open(out / "0000.png")))
+    assert np.abs(drawn[0] - drawn[1]).max() > 0
+    assert recipe_of(out / "0000.png")["lora"] == {
+        "file": str(lora), "sha256": hashlib.sha256(lora.read_bytes()).hexdigest(),
+    }  # fmt: skip
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"no")
+    for misfit in (tmp_path / "xl" / "pytorch_lora_weights.safetensors", bad):
+        with pytest.raises(ValueError, match=f"--lora must fit .*, got {misfit}") as error:
+            invoke(checkpoint, "a mug", "--lora", misfit, "-o", tmp_path / "other")
+        assert "\n" not in str(error.value)
+
+
+def test_precision_and_offload(checkpoint: Path, tmp_path: Path) -> None:
+    drawn = []
+    for dtype in ("float32", "bfloat16"):
+        invoke(checkpoint, "a mug", "--dtype", dtype, "--count", 1, *QUICK, "-o", tmp_path / dtype)
+        assert recipe_of(tmp_path / dtype / "0000.png")["dtype"] == dtype
+        drawn.append(pixels(Image.open(tmp_path / dtype / "0000.png")))
+    assert 0 < np.abs(drawn[0] - drawn[1]).mean() < 8
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="--offload must be left out where there is no accelerator"):
+            invoke(checkpoint, "a mug", "--offload", "-o", tmp_path / "other")
+
+
+def test_a_trace_has_a_column_a_step(checkpoint: Path, tiny_base: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for model in (checkpoint, tiny_base):
+        out = tmp_path / model.name
+        invoke(model, "a mug", "--count", 1, "--negative", "dark", *QUICK, "--trace", "-o", out)
+        sizes[model] = Image.open(out / "trace.png").size
+    assert sizes[checkpoint][1] > 1.5 * sizes[tiny_base][1]
+    before = hashes(tmp_path / checkpoint.name)
+    invoke(checkpoint, "a mug", "--count", 1, "--negative", "dark", *QUICK, "--trace",
+           "-o", tmp_path / checkpoint.name)  # fmt: skip
+    assert hashes(tmp_path / checkpoint.name) == before
+
+
+def test_two_processes_draw_the_bytes_of_one(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt,negative_prompt\na mug,\na shoe,\na mug,dark\na shoe,dark\na mug,\n")
+    command = ["-m", "onbrand", "sample", checkpoint, f"@{file}", "--count", 12, *QUICK, "--trace", "-o"]
+    port = ["--master_port", 20000 + (os.getpid() + 7) % 20000]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, *port]
+    said = []
+    for name, launcher in (("one", []), ("two", launch)):
+        done = subprocess.run(
+            [sys.executable, *map(str, [*launcher, *command, tmp_path / name])],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        said.append(done.stdout.replace(str(tmp_path / name), ""))
+    assert said[0] == said[1]
+    one = hashes(tmp_path / "one")
+    assert len(one) == 63
+    assert hashes(tmp_path / "two") == one

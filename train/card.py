@@ -1,0 +1,35 @@
+"""The model card of a run's checkpoint: its audits and pictures beside how to load it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..configs.schema import Config
+from ..export.card import start_facts, write_card
+from ..pca import StartDistribution
+
+PICTURE = "before_and_after.png"
+
+
+def write_run_card(
+    config: Config, start_distribution: StartDistribution, *, vae_scale_factor: int, run: Path, folder: Path
+) -> Path:
+    """Writes README.md into `folder`, the run's model or a copy of it."""
+    audits = {file.stem: json.loads(file.read_text()) for file in sorted((run / "audits").glob("*.json"))}
+    shipped, picture = run / "audit.json", run / PICTURE
+    facts = start_facts(start_distribution, vae_scale_factor=vae_scale_factor)
+    facts |= {
+        "trained": f"{config.model.method}, {config.train.steps} steps of {config.train.batch_size} pictures "
+        f"a process, learning rate {config.train.learning_rate:g}",
+        "seed": config.run.seed,
+    }
+    return write_card(
+        folder,
+        title=run.name,
+        audit=json.loads(shipped.read_text()) if shipped.exists() else None,
+        comparisons=audits,
+        pictures=[picture] if picture.exists() else [],
+        base=config.model.base,
+        facts=facts,
+    )
