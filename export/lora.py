@@ -12,7 +12,6 @@ this matters, the merged checkpoint is exact.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,19 +22,11 @@ from typing import Any
 import torch
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .lora_names import (
-    COMPONENTS,
-    SDXL_BLOCKS,
-    Blocks,
-    group_layers,
-    kohya_name,
-    original_name,
-    spellings,
-    unet_blocks,
-)
+from .ldm_names import SDXL_BLOCKS, Blocks, family, unet_blocks
+from .lora_names import COMPONENTS, group_layers, kohya_name, original_name, spellings
+from .ordered import data_hash, save_ordered
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -150,9 +141,7 @@ def base_kind(base: Any) -> str:
         if base not in BASES:
             raise ValueError(f"base must be a pipeline or one of {', '.join(BASES)}, got {base!r}")
         return base
-    if getattr(base, "text_encoder_2", None) is not None:
-        return "sdxl"
-    return "sd2" if base.unet.config.use_linear_projection else "sd1"
+    return family(base)
 
 
 def kohya_lora(layers: Mapping[str, LoraLayer], *, base: Any) -> dict[str, Tensor]:
@@ -230,24 +219,9 @@ def save_kohya_lora(
         name: (value if dtype is None or name.endswith(".alpha") else value.to(dtype)).contiguous()
         for name, value in kohya_lora(layers, base=base).items()
     }
-    entries, data = _serialised(tensors)
-    model_hash = hashlib.sha256(data).hexdigest()
-    header = kohya_metadata(layers, base=base) | {"sshs_model_hash": model_hash} | dict(metadata)
-    text = json.dumps({"__metadata__": header} | entries, sort_keys=True, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    beside = file.with_name(f"{file.name}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("wb") as written:
-        for piece in (len(text).to_bytes(8, "little"), text, data):
-            written.write(piece)
-    return beside.replace(file)
-
-
-def _serialised(tensors: dict[str, Tensor]) -> tuple[dict[str, Any], memoryview]:
-    """A safetensors file's entries and data: safetensors itself gives a header's strings no fixed order."""
-    whole = memoryview(save(tensors))
-    start = 8 + int.from_bytes(whole[:8], "little")
-    return json.loads(bytes(whole[8:start])), whole[start:]
+    own = kohya_metadata(layers, base=base) | {"sshs_model_hash": data_hash(tensors)}
+    save_ordered(tensors, file, metadata=own | dict(metadata))
+    return file
 
 
 def check_lora_fits(tensors: Mapping[str, Tensor], pipeline: Any) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-TEXT_MODEL = "text_model."
+from ..inference.original_names import PREFIX, text_model_name
+from .ldm_names import Blocks, unet_name
+
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 PARTS = {
     "down": (".lora.down.weight", ".lora_A.weight", ".lora_linear_layer.down.weight", ".lora_down.weight"),
@@ -22,38 +23,6 @@ TEXT_ENDINGS = {
     "up": ".lora_linear_layer.up.weight",
     "magnitude": ".lora_magnitude_vector.weight",
 }
-RESNET_LAYERS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-OUTER_LAYERS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.?(.*)")
-MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.?(.*)")
-
-
-class Blocks(NamedTuple):
-    """How a UNet is built, as far as the original numbering of its blocks depends on it.
-
-    layers: resnets of a down block. attentions: of each up block, whether it has them.
-    """
-
-    layers: int
-    attentions: tuple[bool, ...]
-
-
-SDXL_BLOCKS = Blocks(2, (True, True, False))
 
 
 def split_key(key: str) -> tuple[str, str]:
@@ -89,11 +58,6 @@ def group_layers(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return layers
 
 
-def text_model_name(name: str) -> str:
-    """A text encoder's module by its original name, whether or not the installed transformers has it so."""
-    return name if name.startswith((TEXT_MODEL, "text_projection")) else f"{TEXT_MODEL}{name}"
-
-
 def original_name(layer: str) -> str:
     """A layer `component.module` with a text encoder's module by its original name; any other as it is."""
     component, _, module = layer.partition(".")
@@ -127,47 +91,10 @@ def portable_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     portable = dict(metadata)
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = portable.get(key) or {}
-        portable[key] = {name.removeprefix(TEXT_MODEL): pattern[name] for name in sorted(pattern)}
+        portable[key] = {name.removeprefix(PREFIX): pattern[name] for name in sorted(pattern)}
     if not isinstance(targets := portable.get("target_modules"), str | None):
-        portable["target_modules"] = sorted({name.removeprefix(TEXT_MODEL) for name in targets})
+        portable["target_modules"] = sorted({name.removeprefix(PREFIX) for name in targets})
     return portable
-
-
-def unet_blocks(unet: Any) -> Blocks:
-    """How a diffusers UNet is built. Raises ValueError if its blocks have not all as many layers."""
-    layers = unet.config.layers_per_block
-    if not isinstance(layers, int) and len(set(layers)) == 1:
-        layers = layers[0]
-    if not isinstance(layers, int):
-        raise ValueError(f"UNet's layers_per_block must be one number, got {layers}")
-    return Blocks(layers, tuple("Attn" in kind for kind in unet.config.up_block_types))
-
-
-def sgm_name(module: str, blocks: Blocks = SDXL_BLOCKS) -> str:
-    """A UNet's module (its diffusers name) as the original SDXL code has it: `input_blocks.4.1...`.
-
-    Raises ValueError on a name of another form.
-    """
-    if module in OUTER_LAYERS:
-        return OUTER_LAYERS[module]
-    if found := MIDDLE.fullmatch(module):
-        kind, number, rest = found[1], int(found[2]), found[3]
-        middle = 1 + number if kind == "attentions" else 2 * number
-        return f"middle_block.{middle}.{_inside(kind, rest)}"
-    if found := BLOCK.fullmatch(module):
-        side, block, kind, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-        first = block * (blocks.layers + 1)
-        if kind == "downsamplers":
-            return f"input_blocks.{first + blocks.layers + 1}.0.op"
-        if kind == "upsamplers":
-            return f"output_blocks.{first + blocks.layers}.{2 if blocks.attentions[block] else 1}.conv"
-        place = f"input_blocks.{1 + first + number}" if side == "down" else f"output_blocks.{first + number}"
-        return f"{place}.{int(kind == 'attentions')}.{_inside(kind, rest)}"
-    raise ValueError(f"UNet layer must be a module of diffusers' UNet2DConditionModel, got {module!r}")
-
-
-def _inside(kind: str, rest: str) -> str:
-    return RESNET_LAYERS.get(rest, rest) if kind == "resnets" else rest
 
 
 def kohya_name(layer: str, *, sdxl: bool, blocks: Blocks | None = None) -> str:
@@ -177,7 +104,7 @@ def kohya_name(layer: str, *, sdxl: bool, blocks: Blocks | None = None) -> str:
     """
     component, _, module = layer.partition(".")
     if component == "unet":
-        prefix, module = "lora_unet", module if blocks is None else sgm_name(module, blocks)
+        prefix, module = "lora_unet", module if blocks is None else unet_name(module, blocks)
     else:
         prefix = {"text_encoder": "lora_te1" if sdxl else "lora_te", "text_encoder_2": "lora_te2"}[component]
     return f"{prefix}_{module.replace('.', '_')}"

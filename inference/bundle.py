@@ -18,6 +18,12 @@ pictures on a machine without onbrand:
 FORGET = """for _name in [name for name in globals() if name.startswith("Offset")]:
     del globals()[_name]
 """
+FOOTER = """{name}.source_text = Path(__file__).read_text()
+# The next pipeline.py runs in another module, so that these classes keep their own names.
+_next = type(sys)(__name__)
+vars(_next).update(globals())
+sys.modules[__name__] = _next
+"""
 
 
 def pipeline_source(pipeline_class: type) -> str:
@@ -39,7 +45,9 @@ def pipeline_source(pipeline_class: type) -> str:
         bodies.append(_body(module, tree))
     version = importlib.import_module("onbrand").__version__
     header = HEADER.format(name=pipeline_class.__name__, plain=bases[-1], version=version)
-    parts = [header, _joined(imports), FORGET, *bodies, inspect.getsource(pipeline_class)]
+    footer = FOOTER.format(name=pipeline_class.__name__)
+    imports += ast.parse("import sys\nfrom pathlib import Path").body
+    parts = [header, _joined(imports), FORGET, *bodies, inspect.getsource(pipeline_class), footer]
     return "\n\n".join(parts)
 
 

@@ -35,6 +35,7 @@ class StartComponent:
     register_modules: Any
     register_to_config: Any
     config_name: str
+    source_text: str | None = None  # what `pipeline.py` says of itself
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Adds the component to what diffusers reads off a pipeline's class: two lists and a signature."""
@@ -49,10 +50,11 @@ class StartComponent:
     def set_start_distribution(self, start_distribution: StartDistribution | None) -> None:
         """Attaches a start distribution after checking that it belongs to this VAE; None detaches it.
 
+        A pipeline loaded without its VAE, to encode prompts alone, takes any.
         Raises ValueError, with both values, on another VAE, another number of latent channels, or other text
         encoders where it depends on text.
         """
-        if start_distribution is not None:
+        if start_distribution is not None and self.vae is not None:
             ours, theirs = start_distribution.latent_shape[0], self.vae.config.latent_channels
             if ours != theirs:
                 raise ValueError(
@@ -67,7 +69,13 @@ class StartComponent:
     @property
     def dtype(self) -> torch.dtype:
         """The UNet's dtype: the start distribution is float32 in any case."""
-        return self.unet.dtype
+        return self.unet.dtype if self.unet is not None else super().dtype  # type: ignore[misc]
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Saves as diffusers does, a start distribution that was assigned as an attribute too."""
+        # diffusers saves what its config names, which stays None where one is assigned in place of None
+        self.register_modules(start_distribution=self.start_distribution)
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     def save_config(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Writes model_index.json and what makes the folder load everywhere; `save_pretrained` calls it last.
@@ -81,16 +89,25 @@ class StartComponent:
             # diffusers would write the full module path, which only loads where that module is installed.
             self.register_to_config(start_distribution=(COMPONENT, type(self.start_distribution).__name__))
         super().save_config(save_directory, *args, **kwargs)  # type: ignore[misc]
+        index = json.loads((folder / self.config_name).read_text())
+        index.pop(f"_{COMPONENT}", None)  # left by from_pipe; the hub would look for its file
         if self.start_distribution is not None:
             _replace_text(folder / PIPELINE_FILE, _source(type(self)))
         else:
-            index = json.loads((folder / self.config_name).read_text())
             index.pop(COMPONENT, None)
             index["_class_name"] = plain_class(type(self)).__name__
-            _replace_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
+        _replace_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
         for name in ("text_encoder", "text_encoder_2"):
             if type(getattr(self, name, None)).__name__.startswith("CLIPTextModel"):
                 restore_original_names(folder / name)
+
+    def enable_group_offload(
+        self, *args: Any, exclude_modules: str | list[str] | None = None, **kwargs: Any
+    ) -> None:
+        """As diffusers does, the start distribution apart: its tensors are read outside of a forward pass."""
+        named = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+        own = [] if self.start_distribution is None else [COMPONENT]
+        super().enable_group_offload(*args, exclude_modules=[*named, *own], **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
@@ -119,6 +136,15 @@ class StartComponent:
         pipeline.set_start_distribution(start_distribution)
         return pipeline
 
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """A pipeline of this class from another's components, its start distribution too if it has one.
+
+        As in diffusers the models are shared, and cast to `torch_dtype`, float32 if it is not given.
+        """
+        kwargs.setdefault(COMPONENT, getattr(pipeline, COMPONENT, None))
+        return super().from_pipe(pipeline, **kwargs)  # type: ignore[misc]
+
 
 def plain_class(pipeline_class: type) -> type:
     """diffusers' own class behind one with the component."""
@@ -146,12 +172,14 @@ def _with_component(plain_init: Callable[..., None]) -> Callable[..., None]:
     return changed
 
 
-def _source(pipeline_class: type) -> str:
-    """The text of `pipeline.py`: put together from the modules here, or where that was done the same file."""
-    if pipeline_class.__module__.split(".")[0] == "onbrand":
-        # by name, as a relative import would need that file too wherever this one is carried
-        return importlib.import_module("onbrand.inference.bundle").pipeline_source(pipeline_class)
-    return Path(inspect.getfile(pipeline_class)).read_text()
+def _source(pipeline_class: Any) -> str:
+    """The text of `pipeline.py`: put together from the modules here, or its own where it came from one."""
+    if pipeline_class.source_text is not None:
+        return pipeline_class.source_text
+    plain = plain_class(pipeline_class)
+    made = next(ours for ours in pipeline_class.__mro__ if plain in ours.__bases__)
+    # by name, as a relative import would need that file too wherever this one is carried
+    return importlib.import_module("onbrand.inference.bundle").pipeline_source(made)
 
 
 def _replace_text(file: Path, text: str) -> None:

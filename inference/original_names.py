@@ -7,11 +7,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 PREFIX = "text_model."
-OUTSIDE = "text_projection."  # a CLIP encoder's only tensors beside its text model
+OUTSIDE = "text_projection"  # all that a CLIP text encoder has beside its text model
 
 
-def original_name(name: str) -> str:
-    """A CLIP text encoder's tensor name with `text_model.`, whether transformers writes it so or not."""
+def text_model_name(name: str) -> str:
+    """A CLIP text tensor's or module's name with `text_model.`, whether transformers writes it so or not."""
     return name if name.startswith((PREFIX, OUTSIDE)) else PREFIX + name
 
 
@@ -23,13 +23,13 @@ def restore_original_names(folder: Path) -> None:
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             metadata = stored.metadata()
-            tensors = {original_name(name): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            tensors = {text_model_name(name): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         beside = file.with_name(f"{file.name}.partial")
         save_file(tensors, beside, metadata=metadata)
         beside.replace(file)
-    for file in sorted(folder.glob("*.safetensors.index.json")):
+    for file in sorted(folder.glob("*.safetensors.index*.json")):  # a variant's name comes after "index"
         index = json.loads(file.read_text())
-        index["weight_map"] = {original_name(name): part for name, part in index["weight_map"].items()}
+        index["weight_map"] = {text_model_name(name): part for name, part in index["weight_map"].items()}
         beside = file.with_name(f"{file.name}.partial")
         beside.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         beside.replace(file)

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..configs.schema import ModelConfig
+from ..export.lora import FILE_NAME, read_tensors
 from ..export.lora_names import diffusers_layers, portable_metadata
+from ..export.ordered import save_ordered
 from ..inference.generate import generate
 from ..inference.load import load_pipeline
 from ..inference.text import text_encoders, tokenizers
@@ -106,7 +108,13 @@ def _save_lora(networks: Networks, config: ModelConfig, folder: Path) -> None:
         metadata = portable_metadata(network.peft_config["default"].to_dict())
         options[f"{name}_lora_adapter_metadata"] = metadata
     writer = StableDiffusionPipeline if len(encoders) == 1 else StableDiffusionXLPipeline
-    _replace(folder, lambda beside: writer.save_lora_weights(beside, **options))
+
+    def write(beside: Path) -> None:
+        writer.save_lora_weights(beside, **options)
+        tensors, header = read_tensors(beside)
+        save_ordered(tensors, beside / FILE_NAME, metadata=header)  # the same run writes the same bytes
+
+    _replace(folder, write)
 
 
 def _save_token(networks: Networks, config: ModelConfig, folder: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from onbrand.export.ldm_names import SDXL_BLOCKS, unet_blocks, unet_name
 from onbrand.export.lora import (
     FILE_NAME,
     check_lora_fits,
@@ -25,14 +26,7 @@ from onbrand.export.lora import (
     read_tensors,
     save_kohya_lora,
 )
-from onbrand.export.lora_names import (
-    SDXL_BLOCKS,
-    diffusers_layers,
-    portable_metadata,
-    sgm_name,
-    split_key,
-    unet_blocks,
-)
+from onbrand.export.lora_names import diffusers_layers, portable_metadata, split_key
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
@@ -315,7 +309,7 @@ def test_the_original_names_are_those_that_diffusers_reads(tiny: ModuleType, kin
     parts = [key.rpartition(".") for key in unet.state_dict()]
     values = {(module, part): torch.tensor([i]) for i, (module, _, part) in enumerate(parts)}
     original = {
-        f"model.diffusion_model.{sgm_name(module, blocks)}.{part}": value
+        f"model.diffusion_model.{unet_name(module, blocks)}.{part}": value
         for (module, part), value in values.items()
     }
     assert len(original) == len(values)
@@ -545,7 +539,7 @@ def test_other_errors(tmp_path: Path, plain: Case) -> None:
     with pytest.raises(
         ValueError, match=r"UNet layer must be a module of diffusers' .*, got 'encoder_hid_proj'"
     ):
-        sgm_name("encoder_hid_proj")
+        unet_name("encoder_hid_proj")
     uneven = SimpleNamespace(config=SimpleNamespace(layers_per_block=[1, 2]))
     with pytest.raises(ValueError, match=r"layers_per_block must be one number, got \[1, 2\]"):
         unet_blocks(uneven)
