@@ -161,7 +161,7 @@ def _diffusers(source: Source, folder: Path, *, dtype: Any, draws: int) -> Writt
     pipeline = source.pipeline
     pipeline.to(dtype or pipeline.dtype).save_pretrained(folder)
     pipeline.to(torch.float32)
-    if source.run is not None:
+    if source.run is not None and source.config is not None:
         start, factor = pipeline.start_distribution, pipeline.vae_scale_factor
         write_run_card(source.config, start, vae_scale_factor=factor, run=source.run, folder=folder)
     elif pipeline.start_distribution is not None:

@@ -228,11 +228,11 @@ def _begins_itself(call: dict[str, Any], choice: StartChoice) -> bool:
 
 
 def _check_image(image: Any, channels: int) -> None:
-    pictures = image if isinstance(image, list) else [image]
     if isinstance(image, Tensor):
         good, got = image.ndim in (3, 4) and image.shape[-3] == channels, f"a tensor {tuple(image.shape)}"
     else:
-        good, got = all(isinstance(one, Image.Image) for one in pictures), type(pictures[0]).__name__
+        pictures = image if isinstance(image, list) else [image]
+        good, got = all(isinstance(one, Image.Image) for one in pictures) and bool(pictures), repr(image)
     if not good:
         raise ValueError(f"image must be PIL pictures or latents of {channels} channels, got {got}")
 
@@ -249,6 +249,9 @@ def _one_each(call: dict[str, Any], pictures: int) -> dict[str, list[Any]]:
     diffusers would repeat the whole list, which gives a prompt's second picture to another prompt's image.
     """
     lists = {key: call[key] for key in ("image", "mask_image") if isinstance(call[key], list)}
+    for key, given in lists.items():
+        if not given or pictures % len(given):
+            raise ValueError(f"{key} must be one, or as many as divide {pictures} pictures, got {len(given)}")
     return {
         key: [one for one in given for _ in range(pictures // len(given))] for key, given in lists.items()
     }

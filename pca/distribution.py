@@ -385,9 +385,9 @@ class StartDistribution(ModelMixin, ConfigMixin):
         """
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         for size, bucket in self.buckets.items():
-            super(StartDistribution, bucket).save_pretrained(  # type: ignore[misc]
-                Path(save_directory) / _listed([size]), **kwargs
-            )
+            inside = Path(save_directory) / _listed([size])
+            # by __class__: the name may mean another checkpoint's copy of this file by now
+            super(__class__, bucket).save_pretrained(inside, **kwargs)  # type: ignore[misc, name-defined]
         copy = Path(save_directory) / SOURCE_FILE
         if copy.resolve() != Path(__file__).resolve():
             shutil.copyfile(__file__, copy)

@@ -24,11 +24,20 @@ COMPARED = (
 def encode_mean(vae: Any, pixels: Tensor) -> Tensor:
     """Scaled latents of pictures: the VAE's posterior mean, less its shift, times its scaling factor.
 
-    pixels: (B, 3, H, W) in [-1, 1], any dtype and device. Returns (B, C, h, w) float32 on the VAE's device.
+    pixels: (B, 3, H, W) in [-1, 1], any dtype and device. Returns (B, C, h, w) float32 where the VAE runs.
     """
     with torch.no_grad():
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean.float()
+        mean = vae.encode(pixels.to(_runs_on(vae), vae.dtype)).latent_dist.mean.float()
     return (mean - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+
+def _runs_on(network: Any) -> torch.device:
+    """Where a network computes: an offloaded one is moved there only while it is called."""
+    for module in network.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return network.device
 
 
 def reference_picture(size: int) -> Tensor:
