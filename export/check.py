@@ -56,11 +56,14 @@ def draw_proof(pipeline: Any, *, prompt: str, class_name: str | None) -> Proof:
     condition = None
     if hasattr(pipeline, "controlnet"):
         condition = Image.linear_gradient("L").convert("RGB").resize((width, height))
-    own = {} if start is None else {"class_name": class_name}
+    class_name = None if start is None else class_name
+    own = {} if class_name is None else {"class_name": class_name}
     shown = {} if condition is None else {"image": condition}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        begun = pipeline._start(prompt, StartChoice(**own), num_inference_steps=STEPS, generator=_generator())
+        begun = pipeline._start(
+            prompt, StartChoice(class_name), num_inference_steps=STEPS, generator=_generator()
+        )
         images = pipeline(**call, **own, **shown, generator=_generator(), output_type="np").images
     size = {"height": height, "width": width}
     plain = plain_class(type(pipeline)).__name__

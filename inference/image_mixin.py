@@ -130,7 +130,8 @@ class OffsetImageToImageMixin(OffsetFromPictureMixin):
         choice = StartChoice(class_name, project_start=project_start, noise=noise)
         if _begins_itself(call, choice):
             return self._call_plain(prompt, call)
-        choice = choice._replace(**{"x_start" if isinstance(image, Tensor) else "start_image": image})
+        picture: dict[str, Any] = {"x_start" if isinstance(image, Tensor) else "start_image": image}
+        choice = choice._replace(**picture)
         check_choice(self.start_distribution, choice, latents=None)
         if self.start_distribution is None and noise is None:
             return self._call_plain(prompt, call)
