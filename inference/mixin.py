@@ -13,8 +13,14 @@ from .choice import StartChoice, check_choice, choose_start
 from .component import StartComponent
 from .noise import Generators, Initializer, draw_noise
 from .picture import encode_pictures
+from .prediction import FirstPrediction
 from .start import NO_OP_BELOW, at_first_step, start_latents, start_share
 from .text import pooled_text
+
+ONE_A_PROMPT = (
+    "prompt_2", "negative_prompt", "negative_prompt_2", "image", "prompt_embeds", "negative_prompt_embeds",
+    "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+)  # fmt: skip
 
 
 class OffsetPipelineMixin(StartComponent):
@@ -59,7 +65,7 @@ class OffsetPipelineMixin(StartComponent):
         check_choice(self.start_distribution, choice, latents=call.get("latents"))
         if call.get("latents") is None and (self.start_distribution is not None or choice.replaces_noise):
             call |= self._start(prompt, choice, **call)
-        return super().__call__(prompt, **call)  # type: ignore[misc]
+        return self._call_plain(prompt, call)
 
     def _start(
         self,
@@ -83,6 +89,11 @@ class OffsetPipelineMixin(StartComponent):
         eps = self._noise(len(prompts), per_prompt, choice, **size, generator=generator)
         x_start = self._x_start(prompts, per_prompt, choice, **size, generator=generator)
         schedule = {"timesteps": timesteps, "sigmas": sigmas}
+        if hasattr(choice.noise, "refine"):
+            call = {"num_images_per_prompt": per_prompt, "prompt_embeds": prompt_embeds, **schedule, **size}
+            call |= {"num_inference_steps": num_inference_steps, **others}
+            asked = [prompt] if isinstance(prompt, str) else [text and [text] for text in prompts]
+            eps = self._refined(asked, choice.noise, x_start, eps, call)
         latents = self._start_latents(x_start, eps, num_inference_steps, **schedule)
         return {**size, "latents": latents}
 
@@ -99,6 +110,33 @@ class OffsetPipelineMixin(StartComponent):
         size = (height // self.vae_scale_factor, width // self.vae_scale_factor)
         shape = (self.vae.config.latent_channels, *size)
         return draw_noise(prompts, images, shape, generator, initializer=choice.noise)
+
+    def _refined(
+        self, prompts: list[Any], initializer: Any, x_start: Tensor | None, eps: Tensor, call: dict[str, Any]
+    ) -> Tensor:
+        """The noise of each prompt's gallery after its initializer has seen what the network makes of it.
+
+        prompts: each as a call for it alone takes it.
+        """
+        refined, images = [], call["num_images_per_prompt"]
+        for i, prompt in enumerate(prompts):
+            own = slice(i * images, (i + 1) * images)
+            asked = of_prompt(call, i, len(prompts)) | {"output_type": "latent"}
+            predict = FirstPrediction(
+                self,
+                lambda latents, prompt=prompt, asked=asked: self._call_plain(
+                    prompt, asked | {"latents": latents, "generator": torch.Generator().manual_seed(0)}
+                ),
+                None if x_start is None else x_start[own],
+                steps=call["num_inference_steps"],
+                schedule={key: call[key] for key in ("timesteps", "sigmas")},
+            )
+            refined.append(initializer.refine(eps[own], predict))
+        return torch.cat(refined)
+
+    def _call_plain(self, prompt: Any, call: dict[str, Any]) -> Any:
+        """diffusers' own call."""
+        return super().__call__(prompt, **call)  # type: ignore[misc]
 
     def _x_start(
         self,
@@ -182,6 +220,16 @@ def as_list(prompt: str | list[str] | None, prompt_embeds: Tensor | None) -> lis
             raise ValueError("prompt must be given unless prompt_embeds is, got neither")
         return [None] * len(prompt_embeds)
     return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def of_prompt(call: dict[str, Any], index: int, prompts: int) -> dict[str, Any]:
+    """The arguments of a call for one of its prompts, without what looks on while it runs."""
+    own = {name: value for name, value in call.items() if not name.startswith("callback")}
+    for name in ONE_A_PROMPT:
+        value = own.get(name)
+        if isinstance(value, list | Tensor) and len(value) == prompts:
+            own[name] = value[index : index + 1]
+    return own
 
 
 def _warn(share: float, first_timestep: int, distribution: StartDistribution) -> None:

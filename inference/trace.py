@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ..pca import Sampler
 from .generate import NO_CONFIG, batch_that_fits, build_sampler, sampling_with
-from .start import is_flow
+from .prediction import predicted_x_0
 
 
 class TraceStep(NamedTuple):
@@ -66,42 +65,12 @@ def record_steps(scheduler: Any) -> list[TraceStep]:
     @functools.wraps(plain_step)
     def step(model_output: Tensor, timestep: Any, sample: Tensor, *others: Any, **named: Any) -> Any:
         output, noisy = model_output[0].float().cpu(), sample[0].float().cpu()
-        x_t, x_0 = predict(scheduler, output, timestep, noisy, index=len(steps))
+        x_t, x_0 = predicted_x_0(scheduler, output, timestep, noisy, index=len(steps))
         steps.append(TraceStep(float(timestep), x_t, x_0))
         return plain_step(model_output, timestep, sample, *others, **named)
 
     scheduler.step = step
     return steps
-
-
-def predict(
-    scheduler: Any, model_output: Tensor, timestep: Any, sample: Tensor, *, index: int
-) -> tuple[Tensor, Tensor]:
-    """x_t as the network saw it, and the x_0 that its output stands for, by the closed form.
-
-    sample: the scheduler's own latents, which sigma-based ones scale down for the network; index: of the
-    call, from 0. Raises ValueError on an unknown prediction_type or kind of scheduler.
-    """
-    if is_flow(scheduler):
-        return sample, sample - float(scheduler.sigmas[index]) * model_output
-    scale = float(scheduler.scale_model_input(torch.ones(1), timestep))
-    if scale < 1:  # solvers of order 2 keep the sigmas of their half steps elsewhere
-        a = scale**2
-    elif getattr(scheduler, "sigmas", None) is not None:
-        a = 1 / (1 + float(scheduler.sigmas[index]) ** 2)
-    elif hasattr(scheduler, "alphas_cumprod"):
-        a = float(scheduler.alphas_cumprod[int(timestep)])
-    else:
-        kinds = "one that noises as Stable Diffusion or flow matching does"
-        raise ValueError(f"scheduler must be {kinds}, got {type(scheduler).__name__}")
-    x_t, kind = scale * sample, scheduler.config.prediction_type
-    if kind == "epsilon":
-        return x_t, (x_t - math.sqrt(1 - a) * model_output) / math.sqrt(a)
-    if kind == "v_prediction":
-        return x_t, math.sqrt(a) * x_t - math.sqrt(1 - a) * model_output
-    if kind == "sample":
-        return x_t, model_output
-    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")
 
 
 @torch.no_grad()

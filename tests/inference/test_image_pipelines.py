@@ -82,7 +82,9 @@ def make(parts, kind, distribution):
     def make(task, scheduler="DDIM", *, start_distribution=distribution, unet=None, theirs=False):
         base = diffusers if theirs else inference
         name = f"{'' if theirs else 'Offset'}{NAMES[kind]}{task}Pipeline"
-        changed = {"scheduler": getattr(diffusers, SCHEDULERS[scheduler]).from_config(parts["scheduler"].config)}
+        changed = {
+            "scheduler": getattr(diffusers, SCHEDULERS[scheduler]).from_config(parts["scheduler"].config)
+        }
         changed |= {} if unet is None else {"unet": unet}
         if task and kind == "xl":
             changed["requires_aesthetics_score"] = False
@@ -190,7 +192,9 @@ def test_at_strength_1_image_to_image_is_text_to_image_from_the_picture(make, na
 @pytest.mark.parametrize("strength", [None, 0.6, 1.0])
 @pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
 def test_without_a_start_it_is_diffusers_own_call(make, task, strength):
-    call = {"image": PICTURES[0]} | ({} if task == "Img2Img" else {"mask_image": HOLE, "height": 32, "width": 32})
+    call = {"image": PICTURES[0]} | (
+        {} if task == "Img2Img" else {"mask_image": HOLE, "height": 32, "width": 32}
+    )
     call |= {} if strength is None else {"strength": strength}
     here = final(make(task, start_distribution=None), "a mug", **call)
     np.testing.assert_array_equal(here, final(make(task, theirs=True), "a mug", **call))

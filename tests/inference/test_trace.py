@@ -16,8 +16,9 @@ from diffusers import (
 )
 from onbrand.inference import OffsetStableDiffusionPipeline
 from onbrand.inference.generate import build_sampler, generate
+from onbrand.inference.prediction import predicted_x_0
 from onbrand.inference.sampler_names import SHORT_NAMES, familiar_name, find_sampler
-from onbrand.inference.trace import TraceStep, decode, predict, record_steps, trace
+from onbrand.inference.trace import TraceStep, decode, record_steps, trace
 from onbrand.inference.trace_sheet import _spread, trace_sheet
 from onbrand.pca import Sampler, StartDistribution
 
@@ -93,7 +94,7 @@ def test_x_0_is_what_a_multistep_solver_converts_to(tiny, scheduler, kind):
     sample, output = torch.randn(4, 8, 8), torch.randn(4, 8, 8)
     for index, t in enumerate(solver.timesteps):
         solver._step_index = index
-        x_t, x_0 = predict(solver, output, t, sample, index=index)
+        x_t, x_0 = predicted_x_0(solver, output, t, sample, index=index)
         torch.testing.assert_close(
             x_0, solver.convert_model_output(output, sample=sample), rtol=1e-4, atol=1e-4
         )
@@ -106,7 +107,7 @@ def test_x_0_of_flow_matching_undoes_the_mixture():
     truth, eps = torch.randn(2, 4, 8, 8)
     for index, (t, sigma) in enumerate(zip(scheduler.timesteps, scheduler.sigmas, strict=False)):
         mixed = (1 - sigma) * truth + sigma * eps
-        torch.testing.assert_close(predict(scheduler, eps - truth, t, mixed, index=index)[1], truth)
+        torch.testing.assert_close(predicted_x_0(scheduler, eps - truth, t, mixed, index=index)[1], truth)
 
 
 def test_the_last_x_0_of_ddim_is_the_picture(pipe, tiny):
@@ -151,7 +152,7 @@ def test_what_cannot_be_traced_is_refused():
     with pytest.raises(
         ValueError, match="prediction_type must be epsilon, v_prediction or sample, got 'score'"
     ):
-        predict(scheduler, latents, 1, latents, index=0)
+        predicted_x_0(scheduler, latents, 1, latents, index=0)
 
     class Odd(DDIMScheduler):
         pass
@@ -159,7 +160,7 @@ def test_what_cannot_be_traced_is_refused():
     odd = Odd()
     del odd.alphas_cumprod
     with pytest.raises(ValueError, match=r"scheduler must be one that noises as .*, got Odd"):
-        predict(odd, latents, 1, latents, index=0)
+        predicted_x_0(odd, latents, 1, latents, index=0)
 
 
 def test_a_sheet_has_a_column_a_step_up_to_twenty_five(pipe):
