@@ -147,7 +147,9 @@ def calls_of(kind):
         more["mask_image"] = "mask_image.png"
     calls = {"class": {"class_name": "mug"}, "wide": {"class_name": "shoe", **WIDE}}
     if "img2img" in kind:
-        calls["projected"] = {"class_name": "mug", "project_start": True}
+        square = {"height": 32, "width": 32}  # by itself it would take the size nearest to the picture's
+        calls["class"] |= square
+        calls["projected"] = {"class_name": "mug", "project_start": True, **square}
     else:
         calls["draw"] = {"class_name": "shoe", "start": "draw"}
         calls["picture"] = {"start_image": "start_image.png"}
