@@ -1,20 +1,51 @@
-"""Images to numbers and pictures: does what was generated keep the catalogue's look?"""
+"""Images to numbers and pictures: does what was generated keep the catalogue's look, and how diverse is it?"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from .audit import AuditReport, audit, calibrate, compare_table
 from .contact_sheet import contact_sheet
+from .diversity import mean_similarity, pairwise_l2, pairwise_ssim, vendi_score
 from .foreground import measure
+from .paired import Comparison, compare, comparison_table, standard_error
 from .rules import FLOORS, RULES, Failure, Limits, Range
+from .scenes import boundary_tv, brisque, l2_background, load_lpips, lpips_background, rmse_foreground
 
+_NEEDS_TORCH = ("CLIP", "Descriptor", "SSCD", "clip_score", "load_clip", "load_sscd", "pick_score")
 __all__ = [
     "FLOORS",
     "RULES",
     "AuditReport",
+    "Comparison",
     "Failure",
     "Limits",
     "Range",
     "audit",
+    "boundary_tv",
+    "brisque",
     "calibrate",
+    "compare",
     "compare_table",
+    "comparison_table",
     "contact_sheet",
+    "l2_background",
+    "load_lpips",
+    "lpips_background",
+    "mean_similarity",
     "measure",
+    "pairwise_l2",
+    "pairwise_ssim",
+    "rmse_foreground",
+    "standard_error",
+    "vendi_score",
+    *_NEEDS_TORCH,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What looks at pictures with a network, imported when asked for: torch takes a second."""
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(".similarity", __name__), name)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..pca import Sampler, build_scheduler
+from .noise import Initializer
 
 NO_CONFIG: Mapping[str, Any] = MappingProxyType({})
 
@@ -80,6 +81,7 @@ def generate(
     seed: int = 0,
     indices: Sequence[int] | None = None,
     seeds: Sequence[int] | None = None,
+    noise: Initializer | None = None,
     batch_size: int | None = None,
     advance: Callable[[int], None] = lambda count: None,
     **call: Any,
@@ -91,9 +93,10 @@ def generate(
     scheduler class, steps and spacing, on the checkpoint's own schedule; scheduler_config: config to set on
     top; indices: picture j of prompt i has the seed `seed + indices[i] * count + j`, with i for indices[i]
     if None, so that processes which share out the prompts draw what one would; seeds: the seed of each
-    prompt's first picture instead; advance(n) is called after every n pictures; call: further arguments of
-    the pipeline. The pipeline's own scheduler is put back afterwards.
-    Batches are `share_galleries`' parts, a gallery larger than a batch split.
+    prompt's first picture instead; noise: an initializer, which couples the pictures of a gallery and draws
+    all their noise from the seed of the first one; advance(n) is called after every n pictures; call:
+    further arguments of the pipeline. The pipeline's own scheduler is put back afterwards.
+    Batches are `share_galleries`' parts, a gallery larger than a batch split; with `noise` a gallery each.
     Raises ValueError on a count below 1, and on class_names, negative_prompts, images, indices or seeds that
     are not one a prompt.
     """
@@ -117,15 +120,21 @@ def generate(
     of_each = {"class_name": class_names, "negative_prompt": negative_prompts, "image": images}
     pictures: list[Image.Image] = []
     with sampling_with(pipeline, build_sampler(pipeline.scheduler, sampler, scheduler_config)):
-        for batch in _batches(kinds, count, batch_size):
+        for batch in _batches(kinds, count, batch_size, whole=noise is not None):
             given = {key: [values[i] for i, _ in batch] for key, values in of_each.items() if values}
             if None in given.get("negative_prompt", []):
                 del given["negative_prompt"]
+            texts = [prompts[i] for i, _ in batch]
+            generators: Any = [torch.Generator().manual_seed(seeds[i] + j) for i, j in batch]
+            if noise is not None:
+                texts, generators = texts[:1], generators[0]
+                given = {key: values[:1] for key, values in given.items()}
+                given |= {"noise": noise, "num_images_per_prompt": count}
             result = pipeline(
-                [prompts[i] for i, _ in batch],
+                texts,
                 num_inference_steps=sampler.steps,
                 guidance_scale=guidance_scale,
-                generator=[torch.Generator().manual_seed(seeds[i] + j) for i, j in batch],
+                generator=generators,
                 **given,
                 **call,
             )
@@ -134,8 +143,13 @@ def generate(
     return pictures
 
 
-def _batches(kinds: Sequence[Any], count: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    """Which pictures are drawn together: (prompt, picture of its gallery) each."""
+def _batches(
+    kinds: Sequence[Any], count: int, batch_size: int, *, whole: bool = False
+) -> Iterator[list[tuple[int, int]]]:
+    """Which pictures are drawn together: (prompt, picture of its gallery) each; whole: one gallery each."""
+    if whole:
+        yield from ([(i, j) for j in range(count)] for i in range(len(kinds)))
+        return
     for galleries in share_galleries(kinds, count, batch_size):
         rows = [(i, j) for i in galleries for j in range(count)]
         for first in range(0, len(rows), batch_size):

@@ -140,8 +140,6 @@ class OffsetImageToImageMixin(OffsetFromPictureMixin):
         begin = self._begin_index(call)
         x_start, eps = self._drawn(prompt, choice, call | self._size_for(image, call))
         latents = self._first_latents(x_start, eps, begin, call)
-        for key in ("height", "width"):  # diffusers reads them off the latents
-            call.pop(key, None)
         return self._call_from(latents, eps, prompt, call | {"image": latents})
 
     def _default_strength(self) -> float:

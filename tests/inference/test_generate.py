@@ -152,3 +152,20 @@ def test_batches_are_those_of_the_size_that_is_drawn(pipe):
 def test_an_empty_gallery_is_refused(pipe):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         generate(pipe, PROMPTS, count=0)
+
+
+def test_noise_that_couples_is_drawn_once_a_gallery_from_its_first_seed(tiny):
+    class Same:
+        def draw(self, num_images, shape, generator):
+            return torch.randn(1, *shape, generator=generator).expand(num_images, *shape).contiguous()
+
+    pipe = OffsetStableDiffusionPipeline(**tiny.make_components())
+    call = {"sampler": Sampler("DDIMScheduler", 2), "noise": Same(), "count": 2, "seed": 5}
+    pictures = [np.asarray(picture) for picture in generate(pipe, ["a mug", "a shoe"], **call)]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert np.array_equal(pictures[2], pictures[3])
+    alone = generate(pipe, ["a shoe"], sampler=call["sampler"], seed=7)[0]
+    assert np.abs(np.asarray(alone, int) - pictures[2]).max() <= 1
+    negative = generate(pipe, ["a mug", "a shoe"], negative_prompts=["dark", None], **call)
+    assert not np.array_equal(np.asarray(negative[0]), pictures[0])
+    assert np.array_equal(np.asarray(negative[2]), pictures[2])
