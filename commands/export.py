@@ -47,9 +47,10 @@ def export(
 ) -> Path:
     """Writes each kind into a folder of its own under `output`; returns that.
 
-    what: a run's folder, or a checkpoint. output: `exports/` in the run, or `exports/<name>`. A kind that
-    draws is loaded in a fresh process, without onbrand, and must draw the same picture. push: a hub
-    repository, to which what was written is uploaded.
+    what: a run's folder, or a checkpoint. output: `exports/` in the run, or `exports/<name>`. dtype: if None,
+    the half precision that all of a local checkpoint is in, else float32. A kind that draws is loaded in a
+    fresh process, without onbrand, and must draw the same picture. push: a hub repository, made before
+    anything is written, to which all is uploaded.
     Raises ValueError on kinds this checkpoint cannot have, on folders that are there already, and on an
     export that does not come back as it was; of that one nothing is left.
     """
@@ -67,12 +68,15 @@ def export(
     for kind in kinds:
         if (output / kind).exists():
             raise ValueError(f"output must be new, got {output / kind}, which exists")
+    if push is not None:
+        _make_repository(push, private=private)
+    dtype = dtype or stored_precision(source.model)
     # adapters keep the precision they were trained in, so they come before the weights are rounded
     for kind in sorted(kinds, key=lambda kind: kind not in ("lora", "kohya")):
         with console.status(f"{kind}: writing and drawing again"):
             _export(source, kind, output / kind, dtype=dtype, draws=draws, console=console)
     if push is not None:
-        _push(output, kinds, repository=push, private=private)
+        _push(output, kinds, repository=push)
         console.print(f"[bold]pushed[/]  {push}")
     return output
 
@@ -86,30 +90,54 @@ def check_kinds(to: list[str]) -> None:
 
 def open_source(what: str) -> Source:
     """The checkpoint to export. Raises ValueError on a path that holds none."""
+    import torch
+
     from ..configs import load_config
     from ..inference.load import load_pipeline
     from ..train.models import resolve_base
 
     path = Path(resolve_base(what))
-    run = next((folder for folder in (path, path.parent) if (folder / "config.yaml").is_file()), None)
-    run = run if run is not None and (run / "model").is_dir() else None
-    if path.is_dir() and (path / "config.yaml").is_file() and run is None:
-        raise ValueError(f"run must be finished: {path / 'model'} must exist")
-    model = str(run / "model" if run else path)
-    pipeline = load_pipeline(model)
+    path = path.absolute() if path.exists() else path  # a hub id stays as it is
+    folder = path.parent if path.name == "model" else path
+    run = folder if (folder / "config.yaml").is_file() else None
+    if run is not None and not (run / "model").is_dir():
+        raise ValueError(f"run must be finished: {run / 'model'} must exist")
     config = None if run is None else load_config(str(run / "config.yaml"), [])
-    return Source(pipeline, model, (run or path).absolute().stem, run, config)
+    model = str(run / "model" if run else path)
+    # in float32 as a whole: text encoders would otherwise come in the precision of their files
+    pipeline = load_pipeline(model, torch_dtype=torch.float32)
+    name = path.stem if path.is_file() else (run or path).name
+    return Source(pipeline, model, name, run, config)
+
+
+def stored_precision(model: str) -> str | None:
+    """float16 or bfloat16 where a local checkpoint's weights are all in that, None for any other."""
+    from safetensors import safe_open
+
+    path = Path(model)
+    files = [path] if path.suffix == ".safetensors" and path.is_file() else path.glob("*/*.safetensors")
+    found = set()
+    for file in files:
+        if file.parent.name != SIDECAR:
+            with safe_open(file, framework="pt") as opened:
+                found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    floats = [kind for kind in found if "F" in kind]
+    return {"F16": "float16", "BF16": "bfloat16"}.get(floats[0]) if len(floats) == 1 else None
 
 
 def possible_kinds(source: Source) -> list[str]:
     """The kinds that this checkpoint has a form of."""
-    controlled, start = hasattr(source.pipeline, "controlnet"), source.pipeline.start_distribution is not None
-    has_lora = source.run is not None and (source.run / "lora").is_dir()
+    from ..inference.text import tokenizers
+
+    pipeline = source.pipeline
+    controlled, start = hasattr(pipeline, "controlnet"), pipeline.start_distribution is not None
     # readers of single files know the original vocabulary alone
-    has_word = source.config is not None and source.config.model.text_encoder == "token"
+    has_word = any(len(tokenizer) > tokenizer.vocab_size for tokenizer in tokenizers(pipeline))
+    is_file = Path(source.model).is_file()
+    has_lora = _is_lora(source)
     there = {
         "diffusers": True,
-        "single-file": not controlled and not has_word,
+        "single-file": not controlled and not has_word and not is_file,
         "lora": has_lora,
         "kohya": has_lora,
         "controlnet": controlled,
@@ -118,10 +146,19 @@ def possible_kinds(source: Source) -> list[str]:
     return [kind for kind in KINDS if there[kind]]
 
 
+def _is_lora(source: Source) -> bool:
+    """Whether adapters are all that was trained: on the base they then draw what the model draws."""
+    if source.run is None or source.config is None or not (source.run / "lora").is_dir():
+        return False
+    model = source.config.model
+    return {model.method, model.text_encoder} <= {"lora", "frozen"} and model.controlnet is None
+
+
 def _export(
     source: Source, kind: str, folder: Path, *, dtype: str | None, draws: int, console: Console
 ) -> None:
     import torch
+    from accelerate.utils.memory import clear_device_cache
 
     from ..export.check import check_elsewhere, draw_proof
     from ..train.checkpoint import settle
@@ -139,6 +176,8 @@ def _export(
         said = "not drawn again: diffusers cannot show what this form does"
         if checked is not None:
             proof = draw_proof(pipeline.to(best_device()), prompt=_prompt(source), class_name=_class(source))
+            pipeline.to("cpu")
+            clear_device_cache()  # the other process is to have the accelerator to itself
             worst = check_elsewhere(proof, path=checked, **options)
             said = f"drawn again in a fresh process, at most {worst:.2f}/255 off"
         settle(beside)
@@ -175,7 +214,7 @@ def _single_file(source: Source, folder: Path, *, dtype: Any, draws: int) -> Wri
 
     file = folder / f"{source.name}.safetensors"
     save_single_file(source.pipeline, file, metadata=_metadata(source), dtype=dtype)
-    return file, {"kind": "single-file", "model": _folder_of(source)}
+    return file, {"kind": "single-file", "model": source.model}
 
 
 def _lora(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written:
@@ -212,7 +251,7 @@ def _comfyui(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written
     name, start = f"{source.name}.safetensors", source.pipeline.start_distribution
     first, *_ = save_comfyui_starts(source.pipeline, folder, draws=draws, checkpoint_name=name)
     # of a start that follows the text the file holds the class mean, which the pipeline does not start from
-    return (None if start.needs_text else first), {"kind": "comfyui", "model": _folder_of(source)}
+    return (None if start.needs_text else first), {"kind": "comfyui", "model": source.model}
 
 
 WRITERS: dict[str, Callable[..., Written]] = {
@@ -229,13 +268,6 @@ def _base(source: Source) -> dict[str, Any]:
     from ..train.models import resolve_base
 
     return {"base": resolve_base(source.config.model.base), "model": source.model}  # type: ignore[union-attr]
-
-
-def _folder_of(source: Source) -> str:
-    """A diffusers folder of the checkpoint's architecture, for readers of single files to go by."""
-    if Path(source.model).is_dir():
-        return source.model
-    raise ValueError(f"single-file export must start from a diffusers folder, got {source.model}")
 
 
 def _metadata(source: Source, *, lora: bool = False) -> dict[str, str]:
@@ -265,12 +297,17 @@ def _prompt(source: Source) -> str:
     return (start.config["caption_prefixes"] or {}).get(name, f"a {name}") if name else "a product"
 
 
-def _push(output: Path, kinds: list[str], *, repository: str, private: bool) -> None:
+def _make_repository(repository: str, *, private: bool) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repository, exist_ok=True, private=private)
+
+
+def _push(output: Path, kinds: list[str], *, repository: str) -> None:
     """Uploads the diffusers folder to the repository's root, other kinds to folders of their names."""
     from huggingface_hub import HfApi
 
     hub = HfApi()
-    hub.create_repo(repository, exist_ok=True, private=private)
     for kind in kinds:
         inside = None if kind == "diffusers" else kind
         hub.upload_folder(repo_id=repository, folder_path=output / kind, path_in_repo=inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +54,11 @@ def _read(file: Path) -> list[dict[str, Any]]:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"prompt file must be text in UTF-8, got {str(file)!r}") from None
-    lines = text.splitlines()
+    lines = text.split("\n")  # JSON may hold the other marks at which `splitlines` breaks
     if file.suffix == ".jsonl":
         rows = _json_rows(lines, file)
     elif file.suffix == ".csv":
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(io.StringIO(text))
         rows = ((f"{file}, line {reader.line_num}", row) for row in reader)
     else:
         return [{"prompt": line.strip()} for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""Images to numbers and pictures: does what was generated keep the catalogue's look, and how diverse is it?"""
+"""Images to numbers and pictures: is what was generated on brand, and how diverse is it?"""
 
 from __future__ import annotations
 

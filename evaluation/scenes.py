@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -125,8 +126,6 @@ def brisque(gallery: Gallery) -> np.ndarray:
 
 def _import(library: str, *, what: str) -> Any:
     """An optional library; Raises ImportError that says what to install."""
-    import importlib
-
     try:
         return importlib.import_module(library)
     except ImportError as error:

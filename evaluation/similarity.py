@@ -111,23 +111,24 @@ def load_clip(
 
     processor: where the tokenizer and the pictures' mean and deviation come from, when not from path, as
     for PickScore; a folder without a preprocessor_config.json has CLIP's own.
-    Raises ValueError when there is no CLIP model, or no tokenizer.
+    Raises ValueError when there is no CLIP model, or no tokenizer of its vocabulary.
     """
-    from transformers import AutoConfig, CLIPModel, CLIPTokenizer
+    from transformers import AutoConfig, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
     source = str(path if processor is None else processor)
     try:
         kind = AutoConfig.from_pretrained(str(path)).model_type
-        if kind != "clip":
-            raise ValueError(f"CLIP model must be of type clip, got {kind!r} in {str(path)!r}")
-        model = CLIPModel.from_pretrained(str(path)).to(device).eval()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"CLIP model must be a folder or a hub id, got {str(path)!r}: {error}") from error
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(source)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"processor must hold a CLIP tokenizer, got {source!r}: {error}") from error
+    if kind != "clip":
+        raise ValueError(f"CLIP model must be of type clip, got {kind!r} in {str(path)!r}")
+    model = CLIPModel.from_pretrained(str(path)).to(device).eval()
+    tokenizer, vocabulary = _load_tokenizer(source), model.config.text_config.vocab_size
+    if len(tokenizer) != vocabulary:
+        raise ValueError(
+            f"processor must hold a CLIP tokenizer of {vocabulary} tokens, got {len(tokenizer)} in {source!r}"
+        )
     try:
         settings, _ = ImageProcessingMixin.get_image_processor_dict(source)
     except OSError:
@@ -140,6 +141,15 @@ def load_clip(
         mean=tuple(settings.get("image_mean", CLIP_MEAN)),
         std=tuple(settings.get("image_std", CLIP_STD)),
     )
+
+
+def _load_tokenizer(source: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    try:
+        return CLIPTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"processor must be a folder or a hub id, got {source!r}: {error}") from error
 
 
 def clip_score(gallery: Gallery, prompts: str | Sequence[str], clip: CLIP) -> torch.Tensor:

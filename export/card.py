@@ -29,6 +29,7 @@ def write_card(
     base: str,
     license: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes README.md into the folder of a checkpoint that has a start distribution; returns its path.
 
@@ -36,7 +37,8 @@ def write_card(
     comparisons: further audits by name, of which "from pure noise" also tells what a plain pipeline loses;
     "_" in a name is read as a space. base: a hub id, or a path of which only the last part is told.
     facts: label -> number, text, list or mapping, see `start_facts`; of its "classes" the first is the
-    example's. What is not given is left out. Pictures are copied into the folder as card_1.png and so on.
+    example's. example: arguments of the call that is shown, "prompt" too. What is not given is left out.
+    Pictures are copied into the folder as card_1.png and so on.
     Loading without onbrand is described where the folder holds a `pipeline.py`.
     Raises ValueError on a missing folder or picture, and on an audit without pass_rate, n or rules.
     """
@@ -53,7 +55,7 @@ def write_card(
         f"# {title}",
         _what_it_is(title, base=base),
         *_copied(pictures, folder),
-        _loading(folder, classes=facts.get("classes")),
+        _loading(folder, classes=facts.get("classes"), example=example or {}),
         _plain_loading(audits),
         _audit_table(audits),
         _fact_list(facts),
@@ -146,9 +148,14 @@ def _copied(pictures: Sequence[str | Path], folder: Path) -> list[str]:
     return shown
 
 
-def _loading(folder: Path, *, classes: Any) -> str:
+def _loading(folder: Path, *, classes: Any, example: Mapping[str, Any]) -> str:
     names = list(classes or [])
-    chosen = f", class_name={json.dumps(names[0], ensure_ascii=False)}" if names else ""
+    call = {"prompt": f"a {names[0]}" if names else "a prompt", **example}
+    if names:
+        call["class_name"] = names[0]
+    prompt = json.dumps(call.pop("prompt"), ensure_ascii=False)
+    given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in call.items()]
+    shown = ", ".join([prompt, *given])
     ours = f"""## Loading
 
 With onbrand:
@@ -157,7 +164,7 @@ With onbrand:
 from onbrand import load_pipeline
 
 pipe = load_pipeline("path/to/this/folder")
-pipe("a prompt"{chosen}).images[0]
+pipe({shown}).images[0]
 ```"""
     if not (folder / "pipeline.py").is_file():
         return ours
@@ -170,8 +177,18 @@ from diffusers import DiffusionPipeline
 
 folder = "path/to/this/folder"
 pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
-pipe("a prompt"{chosen}).images[0]
-```"""
+pipe({shown}).images[0]
+```
+
+Without `trust_remote_code` diffusers refuses to run the folder's code; without `custom_pipeline` it says \
+"has no attribute {_pipeline_name(folder)}"."""
+
+
+def _pipeline_name(folder: Path) -> str:
+    index = folder / "model_index.json"
+    return (
+        json.loads(index.read_text())["_class_name"] if index.is_file() else "OffsetStableDiffusionPipeline"
+    )
 
 
 def _plain_loading(audits: Mapping[str, Mapping[str, Any]]) -> str:

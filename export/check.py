@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..inference.choice import StartChoice
 from ..inference.component import plain_class
+from .reload import EXACT
 
 SCRIPT = Path(__file__).with_name("reload.py")
 TOLERANCE = 1  # in 8-bit levels
@@ -31,13 +33,14 @@ class Proof:
     """The picture that every export must draw again.
 
     image: (1, H, W, 3) in [0, 1]; latents: what a pipeline without a start distribution is handed for it;
-    call: prompt and settings, as JSON.
+    call: prompt and settings, as JSON; device: where it was drawn, as others round differently.
     """
 
     image: np.ndarray
     latents: torch.Tensor
     call: dict[str, Any]
     class_name: str | None
+    device: str
     plain_class: str
     condition: Image.Image | None
 
@@ -48,6 +51,7 @@ def draw_proof(pipeline: Any, *, prompt: str, class_name: str | None) -> Proof:
 
     A ControlNet is shown a drawn picture: the same for all.
     """
+    pipeline = copy.copy(pipeline)  # the caller's keeps its safety checker
     pipeline.set_progress_bar_config(disable=True)
     pipeline.safety_checker = None  # it would compare black with black
     start = pipeline.start_distribution
@@ -59,7 +63,7 @@ def draw_proof(pipeline: Any, *, prompt: str, class_name: str | None) -> Proof:
     class_name = None if start is None else class_name
     own = {} if class_name is None else {"class_name": class_name}
     shown = {} if condition is None else {"image": condition}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.backends.cudnn.flags(**EXACT):
         warnings.simplefilter("ignore")
         begun = pipeline._start(
             prompt, StartChoice(class_name), num_inference_steps=STEPS, generator=_generator()
@@ -67,7 +71,8 @@ def draw_proof(pipeline: Any, *, prompt: str, class_name: str | None) -> Proof:
         images = pipeline(**call, **own, **shown, generator=_generator(), output_type="np").images
     size = {"height": height, "width": width}
     plain = plain_class(type(pipeline)).__name__
-    return Proof(images, begun["latents"].float().cpu(), call | size, class_name, plain, condition)
+    latents, device = begun["latents"].float().cpu(), str(pipeline._execution_device)
+    return Proof(images, latents, call | size, class_name, device, plain, condition)
 
 
 def check_elsewhere(
@@ -92,7 +97,7 @@ def check_elsewhere(
             proof.condition.save(folder / "condition.png")
         job = {
             "kind": kind, "path": str(path), "model": None if model is None else str(model), "base": base,
-            "plain_class": proof.plain_class, "call": call, "seed": SEED,
+            "plain_class": proof.plain_class, "call": call, "seed": SEED, "device": proof.device,
             "latents": str(latents) if latents.exists() else None,
             "image": None if proof.condition is None else str(folder / "condition.png"),
             "out": str(folder / "image.safetensors"),
@@ -100,7 +105,7 @@ def check_elsewhere(
         (folder / "job.json").write_text(json.dumps(job))
         environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules")}
         done = subprocess.run(
-            [sys.executable, "-I", str(SCRIPT), str(folder / "job.json")],
+            [sys.executable, "-P", str(SCRIPT), str(folder / "job.json")],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:

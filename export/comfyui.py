@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import unicodedata
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..inference.trace import decode
 from ..pca import StartDistribution
 
 UNSCALED = "latent_format_version_0"  # without it ComfyUI takes the latents for scaled by 0.18215
@@ -62,7 +61,7 @@ def save_comfyui_starts(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     starts = list(_starts(distribution, draws=draws, seed=seed, factor=pipeline.vae_scale_factor))
-    vae = _decoder(pipeline.vae)
+    vae = pipeline.vae.config
     written: list[Path] = []
     for start in tqdm(starts, desc="ComfyUI starts", delay=2, leave=False, disable=None):
         latent_file = folder / f"{start.stem}.latent"
@@ -72,10 +71,10 @@ def save_comfyui_starts(
             prompt=prompts[start.class_name],
             scheduler=_scheduler(distribution),
         )
-        unscaled = start.latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        unscaled = start.latents / vae.scaling_factor + (vae.get("shift_factor") or 0.0)
         save_latent(unscaled, latent_file, workflow=workflow)
         picture = latent_file.with_suffix(".png")
-        _decode(vae, unscaled).save(picture)
+        decode(pipeline, start.latents[None])[0].save(picture)
         if not written:
             (folder / "workflow.json").write_text(json.dumps(workflow, indent=2), encoding="utf-8")
         written += [latent_file, picture]
@@ -168,17 +167,6 @@ def _scheduler(distribution: StartDistribution) -> str:
     """ddim_uniform, which begins exactly, unless training from the start distribution began above it."""
     trained = distribution.config["skip_interval"]
     return "normal" if trained and distribution.offset_from > FIRST_TIMESTEP else "ddim_uniform"
-
-
-def _decoder(vae: Any) -> Any:
-    """The VAE, in float32 where its config asks for it: in float16 SDXL's overflows."""
-    return copy.deepcopy(vae).float() if vae.dtype == torch.float16 and vae.config.force_upcast else vae
-
-
-@torch.no_grad()
-def _decode(vae: Any, unscaled: Tensor) -> Any:
-    decoded = vae.decode(unscaled[None].to(vae.device, vae.dtype)).sample
-    return VaeImageProcessor().postprocess(decoded)[0]
 
 
 def _how_to(pipeline: Any, starts: list[Start], *, checkpoint_name: str) -> str:

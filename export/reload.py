@@ -1,6 +1,6 @@
 """Draws one picture from an exported file as somebody without onbrand would. Run by path, in a fresh process.
 
-    python -I reload.py JOB.json
+    python -P reload.py JOB.json
 
 The job's keys are what `draw_elsewhere` writes. Nothing of onbrand may be imported here.
 """
@@ -19,10 +19,13 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+# of convolutions on a GPU, which would otherwise round their inputs to 10 bits
+EXACT = {"enabled": True, "deterministic": True, "allow_tf32": False}
+
 
 def main(job: dict[str, Any]) -> None:
     """Writes the picture, (1, H, W, 3) in [0, 1], to the job's `out`."""
-    pipeline = load(job)
+    pipeline = load(job).to(job["device"])
     pipeline.set_progress_bar_config(disable=True)
     pipeline.safety_checker = None  # it would compare black with black
     call = dict(job["call"])
@@ -33,7 +36,8 @@ def main(job: dict[str, Any]) -> None:
     if job["image"] is not None:
         call["image"] = Image.open(job["image"])
     generator = torch.Generator().manual_seed(job["seed"])
-    images = pipeline(**call, generator=generator, output_type="np").images
+    with torch.backends.cudnn.flags(**EXACT):
+        images = pipeline(**call, generator=generator, output_type="np").images
     save_file({"image": torch.from_numpy(images).contiguous()}, job["out"])
 
 

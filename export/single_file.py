@@ -17,7 +17,8 @@ from .ldm_names import family, open_clip_name, unet_blocks, unet_name, vae_name
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 XL_CLIP, XL_OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
-V_PREDICTION = "v_pred"  # an empty tensor by which readers tell an XL model that predicts v
+# empty tensors by which readers tell an XL model that predicts v, and one whose terminal SNR is zero
+V_PREDICTION, ZERO_SNR = "v_pred", "ztsnr"
 
 
 def single_file_tensors(pipeline: Any) -> dict[str, Tensor]:
@@ -69,6 +70,8 @@ def _named(pipeline: Any) -> Iterator[tuple[str, Tensor]]:
         yield from ((XL_OPEN_CLIP + name, tensor) for name, tensor in _open_clip(pipeline.text_encoder_2))
         if pipeline.scheduler.config.prediction_type == "v_prediction":
             yield V_PREDICTION, torch.tensor([])
+        if getattr(pipeline.scheduler.config, "rescale_betas_zero_snr", False):
+            yield ZERO_SNR, torch.tensor([])
     elif kind == "sd2":
         yield from ((OPEN_CLIP + name, tensor) for name, tensor in _with_last_layer(pipeline.text_encoder))
     else:

@@ -91,6 +91,7 @@ class StartComponent:
         super().save_config(save_directory, *args, **kwargs)  # type: ignore[misc]
         index = json.loads((folder / self.config_name).read_text())
         index.pop(f"_{COMPONENT}", None)  # left by from_pipe; the hub would look for its file
+        index.pop("_name_or_path", None)
         if self.start_distribution is not None:
             _replace_text(folder / PIPELINE_FILE, _source(type(self)))
         else:
@@ -100,6 +101,8 @@ class StartComponent:
         for name in ("text_encoder", "text_encoder_2"):
             if type(getattr(self, name, None)).__name__.startswith("CLIPTextModel"):
                 restore_original_names(folder / name)
+        for file in folder.glob("*/config.json"):
+            _make_portable(file)
 
     def enable_group_offload(
         self, *args: Any, exclude_modules: str | list[str] | None = None, **kwargs: Any
@@ -180,6 +183,19 @@ def _source(pipeline_class: Any) -> str:
     made = next(ours for ours in pipeline_class.__mro__ if plain in ours.__bases__)
     # by name, as a relative import would need that file too wherever this one is carried
     return importlib.import_module("onbrand.inference.bundle").pipeline_source(made)
+
+
+def _make_portable(config_file: Path) -> None:
+    """Takes the path it was loaded from out of a component's config, and lets text encoders load in float32.
+
+    transformers loads in the dtype that the config names, diffusers in float32: unless somebody says
+    otherwise a folder of half precision would become a pipeline of two dtypes.
+    """
+    config = json.loads(config_file.read_text())
+    config.pop("_name_or_path", None)
+    for key in {"dtype", "torch_dtype"} & set(config):
+        config[key] = "float32"
+    _replace_text(config_file, json.dumps(config, indent=2) + "\n")
 
 
 def _replace_text(file: Path, text: str) -> None:

@@ -129,7 +129,7 @@ def generate(
             if noise is not None:
                 texts, generators = texts[:1], generators[0]
                 given = {key: values[:1] for key, values in given.items()}
-                given |= {"noise": noise, "num_images_per_prompt": count}
+                call |= {"noise": noise, "num_images_per_prompt": count}
             result = pipeline(
                 texts,
                 num_inference_steps=sampler.steps,

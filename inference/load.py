@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from ..pca.distribution import StartDistribution
 from .component import COMPONENT
 from .pipelines import (
     OffsetStableDiffusionControlNetPipeline,
@@ -31,7 +32,7 @@ def load_pipeline(
     Returns one of the four Offset... pipelines: Stable Diffusion or its XL form, with or without ControlNet.
     torch_dtype: of the models; the start distribution is float32. config: a diffusers folder or hub id of the
     single file's architecture; if None, diffusers guesses it and asks the hub. plain: a start
-    distribution in the folder is left unread.
+    distribution in the folder, or in start_distribution/ beside the single file, is left unread.
     Raises ValueError on a path that is none of these, and on a folder without a VAE or of another kind.
     """
     local, dtype = Path(path), {} if torch_dtype is None else {"torch_dtype": torch_dtype}
@@ -39,10 +40,7 @@ def load_pipeline(
     if local.is_file():
         if local.suffix not in SINGLE_FILES:
             raise ValueError(f"model file must end in {' or '.join(SINGLE_FILES)}, got {path}")
-        architecture = {} if config is None else {"config": str(config)}
-        return _class_of_file(local, config).from_single_file(
-            str(path), **{COMPONENT: None}, **dtype, **architecture
-        )
+        return _from_file(local, config=config, plain=plain, **dtype)
     if local.is_dir():
         _check_folder(local)
     elif local.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
@@ -55,6 +53,22 @@ def load_pipeline(
         raise ValueError(
             f"model must be an existing folder, a single file or a hub id, got {str(path)!r}: {error}"
         ) from error
+
+
+def _from_file(file: Path, *, config: str | Path | None, plain: bool, **dtype: torch.dtype) -> Any:
+    architecture = {} if config is None else {"config": str(config)}
+    try:
+        pipeline = _class_of_file(file, config).from_single_file(
+            str(file), **{COMPONENT: None}, **dtype, **architecture
+        )
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        needs = "" if config else ", and its architecture be given as config or the hub be there to ask"
+        raise ValueError(f"single file {file} must be readable{needs}, got {reason}") from error
+    beside = file.parent / COMPONENT
+    if not plain and beside.is_dir():
+        pipeline.set_start_distribution(StartDistribution.from_pretrained(beside))
+    return pipeline
 
 
 def _check_folder(folder: Path) -> None:

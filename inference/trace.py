@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -76,12 +75,16 @@ def record_steps(scheduler: Any) -> list[TraceStep]:
 @torch.no_grad()
 def decode(pipeline: Any, latents: Tensor) -> list[Image.Image]:
     """Pictures of scaled latents (B, C, h, w), by a pipeline's VAE; one that asks for it works in float32."""
-    vae = pipeline.vae
-    if vae.dtype == torch.float16 and vae.config.force_upcast:
-        vae = copy.deepcopy(vae).float()
+    vae, dtype = pipeline.vae, pipeline.vae.dtype
     pictures: list[Image.Image] = []
-    for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
-        unscaled = part / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-        decoded = vae.decode(unscaled.to(pipeline._execution_device, vae.dtype)).sample
-        pictures += VaeImageProcessor().postprocess(decoded.float())
+    try:
+        # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
+        if dtype == torch.float16 and vae.config.force_upcast:
+            vae.to(torch.float32)
+        for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
+            unscaled = part / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+            decoded = vae.decode(unscaled.to(pipeline._execution_device, vae.dtype)).sample
+            pictures += VaeImageProcessor().postprocess(decoded.float())
+    finally:
+        vae.to(dtype)
     return pictures

@@ -23,6 +23,8 @@ def write_run_card(
         "trained": f"{config.model.method}, {config.train.steps} steps of {config.train.batch_size} pictures "
         f"a process, learning rate {config.train.learning_rate:g}",
         "seed": config.run.seed,
+        "audited with": f"{config.run.audit.scheduler}, {config.run.audit.steps} steps, guidance "
+        f"{config.run.audit.guidance_scale:g}",
     }
     return write_card(
         folder,
@@ -32,4 +34,8 @@ def write_run_card(
         pictures=[picture] if picture.exists() else [],
         base=config.model.base,
         facts=facts,
+        example={
+            "num_inference_steps": config.run.audit.steps,
+            "guidance_scale": config.run.audit.guidance_scale,
+        },
     )

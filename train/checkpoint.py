@@ -82,9 +82,15 @@ def save_checkpoint(
 
 
 def settle(folder: Path) -> None:
-    """Waits until every file of a folder is on the disk, so that a rename cannot outrun its content."""
+    """Waits until every file of a folder is on the disk, so that a rename cannot outrun its content.
+
+    Files get the permissions that the umask says: safetensors' own are for their owner alone.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
     for file in folder.rglob("*"):
         if file.is_file():
+            file.chmod(0o666 & ~umask)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
 

@@ -41,8 +41,12 @@ class Networks:
 
 
 def resolve_base(base: str) -> str:
-    """`tiny-base` as the packaged folder; any other base as it is."""
-    return str(TINY_BASE) if base == "tiny-base" else base
+    """`tiny-base` as the packaged folder, a run's folder as its model; any other base as it is."""
+    if base == "tiny-base":
+        return str(TINY_BASE)
+    model = Path(base) / "model"
+    is_run = (model / "model_index.json").is_file() and (Path(base) / "config.yaml").is_file()
+    return str(model) if is_run else base
 
 
 def load_base(config: ModelConfig) -> Any:

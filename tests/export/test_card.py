@@ -170,11 +170,13 @@ def test_the_code_of_the_card_loads_the_folder(tiny, tmp_path, monkeypatch):
         tmp_path
     )
     (tmp_path / "pipeline.py").write_text("")
-    text = write_card(tmp_path, title="Mugs", audit=None, base=BASE, facts=start_facts(start)).read_text()
-    ours, plain = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    example = {"num_inference_steps": 20, "guidance_scale": 2.0}
+    facts = start_facts(start)
+    card = write_card(tmp_path, title="Mugs", audit=None, base=BASE, facts=facts, example=example)
+    ours, plain = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
     monkeypatch.setattr(OffsetStableDiffusionPipeline, "__call__", called := Called())
     exec(ours.replace("path/to/this/folder", str(tmp_path)), {})
-    assert called.with_ == (("a prompt",), {"class_name": "mug"})
+    assert called.with_ == (("a mug",), {**example, "class_name": "mug"})
     assert "custom_pipeline=folder, trust_remote_code=True" in plain
     compile(plain, "card", "exec")
 

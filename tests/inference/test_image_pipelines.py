@@ -286,7 +286,9 @@ def test_noise_alone_begins_at_the_picture_as_diffusers_encodes_it(make, reached
     stretched = encoded(parts["vae"], tall.resize((32, 32), Image.Resampling.LANCZOS))
     for start_distribution in (None, distribution):
         pipe = make("Inpaint", start_distribution=start_distribution)
-        ours, t = reached(pipe, "of no class", tall, HOLE, strength=0.5, noise=Constant(), height=32, width=32)
+        ours, t = reached(
+            pipe, "of no class", tall, HOLE, strength=0.5, noise=Constant(), height=32, width=32
+        )
         torch.testing.assert_close(ours, closed_form(parts, stretched, Constant.eps, t))
     pipe = make("Inpaint", start_distribution=None)
     ours, t = reached(pipe, "a mug", tall, HOLE, noise=Constant())
@@ -325,11 +327,17 @@ def test_each_prompts_picture_and_mask_stay_with_its_pictures(make, parts):
     assert not np.allclose(painted[0], painted[1], atol=0.1)
 
 
-@pytest.mark.parametrize("given", [{"latents": noise_of()}, {"denoising_start": 0.6}])
-@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+@pytest.mark.parametrize(
+    ("kind", "task", "given"),
+    [
+        ("sd", "Inpaint", {"latents": noise_of()}),
+        ("xl", "Inpaint", {"latents": noise_of()}),
+        ("xl", "Img2Img", {"latents": noise_of()}),
+        ("xl", "Inpaint", {"denoising_start": 0.6}),
+        ("xl", "Img2Img", {"denoising_start": 0.6}),
+    ],
+)
 def test_latents_and_a_noisy_image_are_diffusers_own(make, kind, task, given):
-    if kind == "sd" and (task == "Img2Img" or "denoising_start" in given):
-        pytest.skip("Stable Diffusion has no such argument")
     masks = {} if task == "Img2Img" else {"mask_image": HOLE, "height": 32, "width": 32}
     call = {"image": PICTURES[0], "strength": 1.0, **masks, **given}
     here, there = (final(make(task, theirs=theirs), "a mug", **call) for theirs in (False, True))
@@ -473,3 +481,15 @@ def test_what_needs_a_start_distribution_is_refused_without_one(make, task, need
         make(task, start_distribution=None)(
             "a mug", **call, **({"mask_image": HOLE} if task == "Inpaint" else {})
         )
+
+
+@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+def test_models_may_wait_off_the_device(make, task):
+    call = {"image": PICTURES[0], "strength": 1.0} | ({} if task == "Img2Img" else {"mask_image": HOLE})
+    pipe = make(task)
+    there = final(pipe, "a mug", **call)
+    pipe.enable_model_cpu_offload(device="cpu")
+    try:
+        np.testing.assert_array_equal(final(pipe, "a mug", **call), there)
+    finally:
+        pipe.remove_all_hooks()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from onbrand.export.single_file import save_single_file
 from onbrand.inference import (
     OffsetStableDiffusionPipeline,
     OffsetStableDiffusionXLPipeline,
@@ -204,3 +205,39 @@ def test_another_kind_of_pipeline_is_refused(tiny_base, tmp_path):
     match = "must be of Stable Diffusion 1, 2 or XL, with or without ControlNet, got FluxPipeline in"
     with pytest.raises(ValueError, match=match):
         load_pipeline(folder)
+
+
+def test_a_single_file_takes_the_start_distribution_beside_it(checkpoint, distribution, tmp_path):
+    save_single_file(load_pipeline(checkpoint), tmp_path / "model.safetensors")
+    shutil.copytree(checkpoint / "start_distribution", tmp_path / "start_distribution")
+    loaded = load_pipeline(tmp_path / "model.safetensors", config=checkpoint)
+    assert torch.equal(loaded.start_distribution.mean, distribution.mean)
+    assert np.array_equal(picture(loaded), picture(load_pipeline(checkpoint)))
+    plain = load_pipeline(tmp_path / "model.safetensors", config=checkpoint, plain=True)
+    assert plain.start_distribution is None
+
+
+def test_a_damaged_single_file_is_named(checkpoint, tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_single_file(load_pipeline(checkpoint), file)
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"single file .*model.safetensors must be readable, got"):
+        load_pipeline(file, config=checkpoint)
+    with pytest.raises(ValueError, match=r"must be readable, and its architecture be given as config or"):
+        load_pipeline(file)
+
+
+def test_half_precision_folders_load_in_one_dtype(tiny, distribution, tmp_path):
+    """transformers would go by its config, diffusers by float32."""
+    pipe = OffsetStableDiffusionPipeline(**tiny.make_components(), start_distribution=distribution)
+    pipe.to(torch.float16).save_pretrained(tmp_path)
+    for loaded in (load_pipeline(tmp_path), StableDiffusionPipeline.from_pretrained(tmp_path)):
+        assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.float32}
+    half = load_pipeline(tmp_path, torch_dtype=torch.float16)
+    assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float16}
+
+
+def test_no_path_of_the_machine_that_saved_it_is_in_a_folder(checkpoint, tmp_path):
+    load_pipeline(checkpoint).save_pretrained(tmp_path)
+    for file in (tmp_path / "model_index.json", *tmp_path.glob("*/config.json")):
+        assert "_name_or_path" not in json.loads(file.read_text()), file
