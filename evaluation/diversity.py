@@ -18,7 +18,7 @@ def pairwise_l2(gallery: Gallery) -> float:
 
     gallery: PIL pictures of one size or (N, 3, H, W) in [0, 1].
     Raises ValueError on fewer than two pictures, or pictures as `to_pixels` rejects them.
-    Source: METHODS 2, "Metrics".
+    Source: METHODS 3, "Metrics".
     """
     return float(mean_squared_gap(to_pixels(gallery, at_least=2)).mean())
 
@@ -57,7 +57,7 @@ def mean_similarity(features: Array) -> float:
 
     features: (N, D), a row a picture, of any length.
     Raises ValueError on fewer than two rows, another shape, a row of zeros, or what is no number.
-    Source: METHODS 2, "Metrics".
+    Source: METHODS 3, "Metrics".
     """
     rows = unit_rows(features, at_least=2)
     n = len(rows)
@@ -69,7 +69,7 @@ def vendi_score(features: Array) -> float:
 
     The exponential of the entropy of the eigenvalues of K / N, K the cosines of all pairs.
     features: (N, D), a row a picture, of any length.
-    Raises ValueError on another shape, a row of zeros, or what is no number. Source: METHODS 2, "Metrics".
+    Raises ValueError on another shape, a row of zeros, or what is no number. Source: METHODS 3, "Metrics".
     """
     rows = unit_rows(features)
     values = np.square(np.linalg.svd(rows, compute_uv=False)) / len(rows)

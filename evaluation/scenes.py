@@ -26,7 +26,7 @@ def rmse_foreground(gallery: Gallery, original: Image.Image | Array, mask: Mask)
 
     gallery: PIL pictures of one size or (N, 3, H, W) in [0, 1]; original: a PIL picture or (3, H, W);
     mask: see `to_mask`. Raises ValueError on pictures or a mask that do not fit each other.
-    Source: METHODS 2, "Metrics".
+    Source: METHODS 3, "Metrics".
     """
     pixels = to_pixels(gallery)
     kept = to_pixels([original] if isinstance(original, Image.Image) else original[None])
@@ -43,7 +43,7 @@ def l2_background(gallery: Gallery, mask: Mask) -> float:
     """`pairwise_l2` of the pixels outside the object alone (L2-B).
 
     gallery: PIL pictures of one size or (N, 3, H, W) in [0, 1]; mask: see `to_mask`.
-    Raises ValueError on fewer than two pictures, or a mask that does not fit. Source: METHODS 2, "Metrics".
+    Raises ValueError on fewer than two pictures, or a mask that does not fit. Source: METHODS 3, "Metrics".
     """
     pixels = to_pixels(gallery, at_least=2)
     outside = ~to_mask(mask, pixels.shape[2:])
@@ -57,7 +57,7 @@ def lpips_background(gallery: Gallery, mask: Mask, *, distance: DistanceMap | No
     outside it. gallery: PIL pictures of one size or (N, 3, H, W) in [0, 1]; mask: see `to_mask`;
     distance: as `load_lpips` returns it, which is the default; load it once for many galleries.
     Raises ValueError on fewer than two pictures, or a mask that does not fit; ImportError as `load_lpips`.
-    Source: METHODS 2, "Metrics".
+    Source: METHODS 3, "Metrics".
     """
     pixels = to_pixels(gallery, at_least=2)
     inside = to_mask(mask, pixels.shape[2:])
@@ -95,7 +95,7 @@ def boundary_tv(picture: Image.Image | Array, mask: Mask) -> float:
     downwards count where both pixels lie in the band. The paper gives no more than the band, so figures
     compare methods, not papers.
     picture: a PIL picture or (3, H, W) in [0, 1]; mask: see `to_mask`.
-    Raises ValueError on a picture or a mask that do not fit each other. Source: METHODS 2, "Metrics".
+    Raises ValueError on a picture or a mask that do not fit each other. Source: METHODS 3, "Metrics".
     """
     pixels = to_pixels([picture] if isinstance(picture, Image.Image) else picture[None])[0]
     band = boundary_band(to_mask(mask, pixels.shape[1:]))

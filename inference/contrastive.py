@@ -22,7 +22,7 @@ class ContrastiveNoise:
     others' now (the negatives). steps: of Adam, one forward pass of the network each; width: predictions are
     averaged to width x width; temperature: of the negatives; gamma: the positive's over it,
     1 / (temperature ln(N - 1) + 1) if None. Stable Diffusion 3 is run with learning_rate .001 and width 32.
-    One picture is left as drawn. Source: METHODS 2, "Contrastive Noise Optimisation" (arXiv 2510.03813).
+    One picture is left as drawn. Source: METHODS 3, "Contrastive Noise Optimisation" (arXiv 2510.03813).
     """
 
     inner: Initializer

@@ -1,17 +1,22 @@
 """`onbrand export`: every kind, drawn again in a fresh process, and what it refuses."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onbrand.__main__ import app
-from onbrand.commands.export import open_source, possible_kinds
+from onbrand.commands.export import open_source, possible_kinds, stored_precision
 from onbrand.configs import Config
-from onbrand.export import lora
+from onbrand.export import lora, reload
+from onbrand.export.check import check_elsewhere, draw_proof
 from onbrand.inference import load_pipeline
 from onbrand.inference.generate import generate
 from onbrand.pca import Sampler, StartDistribution
@@ -22,6 +27,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import CLIPConfig
 from typer.testing import CliRunner
 
 QUIET = Console(quiet=True)
@@ -183,8 +189,6 @@ def test_bad_input_is_refused_before_anything_is_written(checkpoint: Path, tmp_p
 
 
 def test_a_damaged_export_says_what_the_other_process_said(checkpoint: Path, tmp_path: Path) -> None:
-    from onbrand.export.check import check_elsewhere, draw_proof
-
     proof = draw_proof(load_pipeline(checkpoint), prompt="a mug", class_name="mug")
     assert check_elsewhere(proof, "diffusers", checkpoint) <= 1
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
@@ -192,3 +196,124 @@ def test_a_damaged_export_says_what_the_other_process_said(checkpoint: Path, tmp
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="diffusers export must load in a fresh process, got: .*Error"):
         check_elsewhere(proof, "diffusers", broken)
+
+
+def test_a_half_precision_checkpoint_stays_so(checkpoint: Path, tmp_path: Path) -> None:
+    half = tmp_path / "mugs v1.5"
+    load_pipeline(checkpoint, torch_dtype=torch.float16).save_pretrained(half)
+    invoke(half, "--to", "single-file", "--to", "diffusers", "-o", tmp_path / "out")
+    tensors = load_file(tmp_path / "out" / "single-file" / "mugs v1.5.safetensors")
+    assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
+    unet = Path("unet", "diffusion_pytorch_model.safetensors")
+    written, own = load_file(tmp_path / "out" / "diffusers" / unet), load_file(half / unet)
+    assert written.keys() == own.keys() and all(torch.equal(written[key], own[key]) for key in own)
+    assert stored_precision(str(checkpoint)) is None
+    assert stored_precision("brand/model") is None
+
+
+def test_what_has_no_such_form_is_known_before_anything_is_written(
+    checkpoint: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    source = open_source(str(checkpoint))
+    (tmp_path / "run" / "lora").mkdir(parents=True)
+
+    def kinds(**changes: object) -> list[str]:
+        return possible_kinds(source._replace(run=tmp_path / "run", config=make_config(**changes)))
+
+    adapters = ["diffusers", "single-file", "lora", "kohya", "comfyui"]
+    assert kinds(**LORA) == adapters
+    assert kinds(**LORA | {"model__method": "frozen"}) == adapters
+    # adapters are not all that was trained: the base with them is not the model
+    for more in (
+        {"model__method": "attention"},
+        {"model__text_encoder": "full"},
+        {"model__controlnet": "{condition: segment}"},
+    ):
+        assert not {"lora", "kohya"} & set(kinds(**LORA | more)), more
+    file = tmp_path / "model.safetensors"
+    file.touch()
+    assert possible_kinds(source._replace(model=str(file))) == ["diffusers", "comfyui"]
+    source.pipeline.tokenizer.add_tokens(["<brand>"])
+    assert possible_kinds(source) == ["diffusers", "comfyui"]
+
+
+def test_a_run_is_known_by_its_name_from_inside_it(
+    checkpoint: Path, make_config: MakeConfig, tmp_path: Path, monkeypatch
+) -> None:
+    run = tmp_path / "mugs v1.5"
+    shutil.copytree(checkpoint, run / "model")
+    (run / "config.yaml").write_text(yaml.safe_dump(make_config().to_dict()))
+    monkeypatch.chdir(run)
+    for what in (".", "model"):
+        source = open_source(what)
+        assert (source.run, source.name, source.model) == (run, run.name, str(run / "model"))
+    # what only lies in the folder of a run is not that run
+    shutil.copytree(checkpoint, run / "other")
+    assert open_source("other")[1:] == (str(run / "other"), "other", None, None)
+
+
+def test_a_repository_that_cannot_be_made_is_told_first(
+    checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    class Hub:
+        def create_repo(self, *args: object, **options: object) -> None:
+            raise ValueError("log in first")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    refused("log in first", checkpoint, "--to", "diffusers", "-o", tmp_path / "out", "--push", "brand/model")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_proof_leaves_the_safety_checker_where_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = {**sizes, "image_size": 8, "patch_size": 8}
+    form = CLIPConfig(text_config=sizes, vision_config=vision, projection_dim=8)
+    pipeline = load_pipeline(checkpoint)
+    pipeline.register_modules(safety_checker=StableDiffusionSafetyChecker(form))
+    draw_proof(pipeline, prompt="a mug", class_name="mug")
+    pipeline.save_pretrained(tmp_path / "again")
+    index = json.loads((tmp_path / "again" / "model_index.json").read_text())
+    assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    assert (tmp_path / "again" / "safety_checker").is_dir()
+
+
+def test_both_sides_of_the_proof_round_alike(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """The same device, without the short floats that a GPU's convolutions take by default."""
+    exact, seen = torch.backends.cudnn, []
+    pipeline = load_pipeline(checkpoint)
+    plain_step = pipeline.scheduler.step
+
+    @functools.wraps(plain_step)
+    def step(*args: object, **options: object) -> object:
+        seen.append((exact.allow_tf32, exact.deterministic))
+        return plain_step(*args, **options)
+
+    pipeline.scheduler.step = step
+    proof = draw_proof(pipeline, prompt="a mug", class_name="mug")
+    assert set(seen) == {(False, True)}
+    assert proof.device == "cpu"
+
+    class Loaded:
+        def to(self, device: str) -> "Loaded":
+            seen.append(device)
+            return self
+
+        def set_progress_bar_config(self, **options: object) -> None: ...
+
+        def __call__(self, **call: object) -> object:
+            seen.append((exact.allow_tf32, exact.deterministic))
+            return SimpleNamespace(images=np.zeros((1, 8, 8, 3), np.float32))
+
+    seen.clear()
+    monkeypatch.setattr(reload, "load", lambda job: Loaded())
+    job = {"kind": "plain", "device": "cuda:1", "call": {}, "latents": None, "image": None, "seed": 0}
+    reload.main(job | {"out": str(tmp_path / "out.safetensors")})
+    assert seen == ["cuda:1", (False, True)]
+
+
+def test_the_other_process_finds_what_this_one_finds(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    proof = draw_proof(load_pipeline(checkpoint), prompt="a mug", class_name="mug")
+    assert check_elsewhere(proof, "diffusers", checkpoint) <= 1
+    assert (tmp_path / "seen").exists()

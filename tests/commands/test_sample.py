@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from onbrand.__main__ import app
+from onbrand.commands.prompts import read_galleries
 from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
 from onbrand.pca import StartDistribution
 from PIL import Image
@@ -206,6 +207,22 @@ def test_rows_say_what_is_theirs(checkpoint: Path, tmp_path: Path, kind: str) ->
         ("mug, red", "mug", 40, "dark"), ("mug, red", "mug", 41, "dark"),
         ("a thing", "shoe", 12, "blurred"), ("a thing", "shoe", 13, "blurred"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", 'prompt,class\n"a red\nmug",mug\n'),
+        ("p.jsonl", '{"prompt": "a red\\nmug", "class": "mug"}\n'),
+        ("p.jsonl", '{"prompt": "a red\u2028mug", "class": "mug"}\n'),
+    ],
+)
+def test_a_prompt_of_several_lines_stays_whole(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    [gallery] = read_galleries([f"@{file}"], count=1, class_name=None, negative=None, seed=0)
+    assert gallery.prompt in ("a red\nmug", "a red\u2028mug")
+    assert gallery.class_name == "mug"
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,10 @@ def test_an_xl_model_that_predicts_v_says_so(tiny: ModuleType) -> None:
     parts = tiny.make_xl_components()
     assert "v_pred" not in single_file_tensors(OffsetStableDiffusionXLPipeline(**parts))
     parts["scheduler"] = tiny.make_scheduler(prediction_type="v_prediction")
-    assert "v_pred" in single_file_tensors(OffsetStableDiffusionXLPipeline(**parts))
+    tensors = single_file_tensors(OffsetStableDiffusionXLPipeline(**parts))
+    assert "v_pred" in tensors and "ztsnr" not in tensors
+    parts["scheduler"] = tiny.make_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert {"v_pred", "ztsnr"} <= single_file_tensors(OffsetStableDiffusionXLPipeline(**parts)).keys()
 
 
 def test_what_has_no_original_form_is_refused(tiny: ModuleType, pipelines: dict[str, Any]) -> None:

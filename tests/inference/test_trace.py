@@ -197,3 +197,23 @@ def test_names_of_samplers():
     sde = {"algorithm_type": "sde-dpmsolver++"}
     assert familiar_name("DPMSolverMultistepScheduler", sde) == "DPM++ 2M SDE"
     assert familiar_name("DEISMultistepScheduler", {}) == "DEISMultistep"
+
+
+@pytest.mark.parametrize("force_upcast", [True, False])
+def test_a_half_precision_vae_is_lent_its_full_precision(tiny, force_upcast):
+    vae = tiny.make_vae(force_upcast=force_upcast).half()
+    pipeline = OffsetStableDiffusionPipeline(**tiny.make_components() | {"vae": vae})
+    # copying the hooks of an offloaded VAE would copy the models before it
+    vae.uncopied = Uncopied()
+    seen, before = [], {key: value.clone() for key, value in vae.state_dict().items()}
+    vae.decoder.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    [picture] = decode(pipeline, torch.randn(1, *tiny.LATENT_SHAPE))
+    assert picture.size == (tiny.PIXELS, tiny.PIXELS)
+    assert seen == [torch.float32 if force_upcast else torch.float16]
+    assert vae.dtype == torch.float16
+    assert all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
+
+
+class Uncopied:
+    def __deepcopy__(self, memo):
+        raise AssertionError("must not be copied")
