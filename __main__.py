@@ -110,6 +110,7 @@ def sample(
     ] = False,
     condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
     lora: Annotated[Path | None, typer.Option(help="A LoRA file or folder to add")] = None,
+    lora_strength: Annotated[float, typer.Option(help="How much of it")] = 1.0,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),
@@ -120,7 +121,10 @@ def sample(
     trace: Annotated[
         bool, typer.Option("--trace", help="Draw trace.png: the first picture at every step")
     ] = False,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write")] = Path("samples"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The folder to write; default: samples, samples-2, ..."),
+    ] = None,
 ) -> None:
     """Draw pictures: PNGs that carry their recipe, and a contact sheet."""
     from .commands.prompts import read_galleries
@@ -129,8 +133,8 @@ def sample(
     galleries = read_galleries(prompts, count=count, class_name=class_name, negative=negative, seed=seed)
     request = Request(
         checkpoint, galleries, count, start=start, start_image=start_image, project=project,
-        condition=condition, lora=lora, size=size, scheduler=scheduler, spacing=spacing, steps=steps,
-        guidance=guidance, dtype=dtype, offload=offload,
+        condition=condition, lora=lora, lora_strength=lora_strength, size=size,
+        scheduler=scheduler, spacing=spacing, steps=steps, guidance=guidance, dtype=dtype, offload=offload,
     )  # fmt: skip
     sample(request, output=output, trace=trace)
 

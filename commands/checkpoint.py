@@ -23,6 +23,7 @@ from .recipes import weights_digest
 from .request import Request
 
 COMPONENT = "start_distribution"
+ADAPTER = "lora"
 
 
 class Facts(NamedTuple):
@@ -186,8 +187,9 @@ def dtype_of(request: Request, device: torch.device) -> torch.dtype:
 def _add_lora(pipeline: Any, request: Request) -> None:
     with naming(f"--lora must fit {request.checkpoint}, got {request.lora}", Exception):
         check_lora_fits(read_tensors(request.lora)[0], pipeline)  # type: ignore[arg-type]
-        pipeline.load_lora_weights(str(request.lora))
+        pipeline.load_lora_weights(str(request.lora), adapter_name=ADAPTER)
     if not pipeline.get_list_adapters():
         raise ValueError(
             f"--lora must fit {request.checkpoint}, got {request.lora}, which changes none of its layers"
         )
+    pipeline.set_adapters([ADAPTER], [request.lora_strength])

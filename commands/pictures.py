@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -55,6 +56,20 @@ def check_output(output: Path, recipes: Sequence[Recipe]) -> None:
                     )
     elif output.is_dir() and any(found.suffix.lower() in PICTURES for found in output.iterdir()):
         raise ValueError(f"{rule}, got {output}, which holds pictures and no {RECIPES}")
+
+
+def next_folder(name: str, recipes: Sequence[Recipe]) -> Path:
+    """The first of name, name-2, name-3, ... into which these recipes may be drawn."""
+
+    def may_hold(folder: Path) -> bool:
+        try:
+            check_output(folder, recipes)
+        except ValueError:
+            return False
+        return True
+
+    folders = (Path(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(folder for folder in folders if may_hold(folder))
 
 
 def new_folder_beside(output: Path) -> Path:

@@ -47,6 +47,7 @@ def recipes_of(
         "project": request.project,
         "condition": named_file(request.condition),
         "lora": named_file(request.lora),
+        "lora_strength": None if request.lora is None else request.lora_strength,
         "scheduler": settled.sampler.scheduler,
         "scheduler_config": differences,
         "steps": request.steps,

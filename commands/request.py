@@ -23,6 +23,7 @@ class Request:
     project: bool = False
     condition: Path | None = None
     lora: Path | None = None
+    lora_strength: float = 1.0
     size: tuple[int, int] | None = None
     scheduler: str = "ddim"
     spacing: str | None = None

@@ -18,8 +18,10 @@ from .request import Request, open_picture
 SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
 
 
-def sample(request: Request, *, output: Path, trace: bool = False) -> Path:
+def sample(request: Request, *, output: Path | None, trace: bool = False) -> Path:
     """Draws the request's pictures into `output`; returns the contact sheet. trace: draws trace.png too.
+
+    output: `samples` if None, or the next of samples-2, samples-3 that holds nothing else.
 
     Started as several processes they share the work, and the first one writes what is written once.
     Raises ValueError, naming the option, on a request that the checkpoint cannot meet, and on an output
@@ -28,11 +30,12 @@ def sample(request: Request, *, output: Path, trace: bool = False) -> Path:
     console = quiet_console()
     from ..train.models import resolve_base
     from .checkpoint import facts_of_folder, facts_of_pipeline, open_pipeline, settle
-    from .pictures import SHEET, check_output, finish, new_folder_beside
+    from .pictures import SHEET, check_output, finish, new_folder_beside, next_folder
     from .recipes import recipes_of
 
-    path, output = resolve_base(request.checkpoint), output.absolute()
-    check_output(output, request.known())
+    path = resolve_base(request.checkpoint)
+    if output is not None:
+        check_output(output.absolute(), request.known())
     if facts := facts_of_folder(path):
         settle(request, facts)
     processes, device, close = _start_processes()
@@ -47,6 +50,7 @@ def sample(request: Request, *, output: Path, trace: bool = False) -> Path:
         )
     settled = settle(request, facts_of_pipeline(pipeline))
     recipes = recipes_of(request, settled, pipeline, weights=weights, device=device.type)
+    output = (output or next_folder("samples", recipes)).absolute()
     check_output(output, recipes)
     call = _call(request, settled, pipeline, device=device)
     beside = Path(processes.gather([str(new_folder_beside(output)) if processes.is_main else ""])[0])

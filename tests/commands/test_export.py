@@ -91,7 +91,8 @@ def test_a_run_in_every_form(lora_run: Path, make_config: MakeConfig) -> None:
     with safe_open(exports / "kohya" / "run.safetensors", framework="pt") as file:
         assert file.metadata()["modelspec.architecture"] == "stable-diffusion-v1/lora"
     card = (exports / "diffusers" / "README.md").read_text()
-    assert "trust_remote_code=True" in card and "from pure noise" in card
+    assert "trust_remote_code=True" in card
+    assert "from pure noise" in card
     assert card == (lora_run / "model" / "README.md").read_text()
     refused("output must be new, got .*kohya, which exists", lora_run, "--to", "kohya")
     # the preview at the last step is of the shipped weights
@@ -194,7 +195,7 @@ def test_a_damaged_export_says_what_the_other_process_said(checkpoint: Path, tmp
     broken = shutil.copytree(checkpoint, tmp_path / "broken")
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="diffusers export must load in a fresh process, got: .*Error"):
+    with pytest.raises(ValueError, match=r"diffusers export must load in a fresh process, got: .*Error"):
         check_elsewhere(proof, "diffusers", broken)
 
 
@@ -206,7 +207,8 @@ def test_a_half_precision_checkpoint_stays_so(checkpoint: Path, tmp_path: Path) 
     assert {value.dtype for value in tensors.values() if value.is_floating_point()} == {torch.float16}
     unet = Path("unet", "diffusion_pytorch_model.safetensors")
     written, own = load_file(tmp_path / "out" / "diffusers" / unet), load_file(half / unet)
-    assert written.keys() == own.keys() and all(torch.equal(written[key], own[key]) for key in own)
+    assert written.keys() == own.keys()
+    assert all(torch.equal(written[key], own[key]) for key in own)
     assert stored_precision(str(checkpoint)) is None
     assert stored_precision("brand/model") is None
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,23 @@ def test_the_same_command_gives_the_same_bits_and_another_loses_nothing(
         invoke(*command, "-o", tmp_path / "file")
     assert hashes(one).items() > before.items()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "one", "two"]
+
+
+def test_without_an_output_the_next_free_folder_is_taken(
+    checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for prompt in ("a mug", "a shoe", "a mug"):
+        invoke(checkpoint, prompt, "--count", 1, *QUICK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "samples-2"]
+    assert recipe_of(tmp_path / "samples-2" / "0000.png")["prompt"] == "a shoe"
+
+
+def test_a_run_stands_for_its_model(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text("")
+    invoke(tmp_path / "run", "a mug", "--count", 1, *QUICK, "-o", tmp_path / "out")
+    assert (tmp_path / "out" / "0000.png").exists()
 
 
 def test_retrained_weights_are_another_recipe(checkpoint: Path, tiny, tmp_path: Path) -> None:
@@ -375,11 +393,13 @@ def test_a_lora_is_added_if_it_fits(checkpoint: Path, tiny, tmp_path: Path) -> N
     save_lora(diffusers.StableDiffusionXLPipeline(**tiny.make_xl_components()), tmp_path / "xl")
     lora = tmp_path / "fits" / "pytorch_lora_weights.safetensors"
     drawn = []
-    for options in ((), ("--lora", lora)):
+    for options in ((), ("--lora", lora, "--lora-strength", 0), ("--lora", lora)):
         out = tmp_path / f"out{len(drawn)}"
         invoke(checkpoint, "a mug", "--count", 1, *options, *QUICK, "-o", out)
         drawn.append(pixels(Image.open(out / "0000.png")))
-    assert np.abs(drawn[0] - drawn[1]).max() > 0
+    assert np.array_equal(drawn[0], drawn[1])
+    assert np.abs(drawn[0] - drawn[2]).max() > 0
+    assert recipe_of(out / "0000.png")["lora_strength"] == 1
     assert recipe_of(out / "0000.png")["lora"] == {
         "file": str(lora), "sha256": hashlib.sha256(lora.read_bytes()).hexdigest(),
     }  # fmt: skip

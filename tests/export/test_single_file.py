@@ -206,7 +206,8 @@ def test_an_xl_model_that_predicts_v_says_so(tiny: ModuleType) -> None:
     assert "v_pred" not in single_file_tensors(OffsetStableDiffusionXLPipeline(**parts))
     parts["scheduler"] = tiny.make_scheduler(prediction_type="v_prediction")
     tensors = single_file_tensors(OffsetStableDiffusionXLPipeline(**parts))
-    assert "v_pred" in tensors and "ztsnr" not in tensors
+    assert "v_pred" in tensors
+    assert "ztsnr" not in tensors
     parts["scheduler"] = tiny.make_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert {"v_pred", "ztsnr"} <= single_file_tensors(OffsetStableDiffusionXLPipeline(**parts)).keys()
 
