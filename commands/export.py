@@ -141,7 +141,7 @@ def possible_kinds(source: Source) -> list[str]:
         "lora": has_lora,
         "kohya": has_lora,
         "controlnet": controlled,
-        "comfyui": start and not controlled,
+        "comfyui": start and not controlled and not is_file,
     }
     return [kind for kind in KINDS if there[kind]]
 

@@ -234,7 +234,7 @@ def test_what_has_no_such_form_is_known_before_anything_is_written(
         assert not {"lora", "kohya"} & set(kinds(**LORA | more)), more
     file = tmp_path / "model.safetensors"
     file.touch()
-    assert possible_kinds(source._replace(model=str(file))) == ["diffusers", "comfyui"]
+    assert possible_kinds(source._replace(model=str(file))) == ["diffusers"]
     source.pipeline.tokenizer.add_tokens(["<brand>"])
     assert possible_kinds(source) == ["diffusers", "comfyui"]
 
