@@ -7,32 +7,22 @@ import shutil
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
 from .console import best_device, quiet_console
+from .export_source import (
+    KINDS,
+    SIDECAR,
+    Source,
+    find_place,
+    open_source,
+    possible_kinds,
+    stored_precision,
+)
 
-KINDS = {
-    "diffusers": "a folder for diffusers, with and without onbrand",
-    "single-file": "one .safetensors under the original names",
-    "lora": "a LoRA for diffusers and PEFT",
-    "kohya": "a LoRA for kohya's scripts, A1111, ComfyUI",
-    "controlnet": "the ControlNet alone",
-    "comfyui": "its starts as .latent files and PNGs, with a workflow",
-}
-SIDECAR = "start_distribution"
 PRECISIONS = ("float32", "float16", "bfloat16")
-
-
-class Source(NamedTuple):
-    """What is exported: a pipeline, the folder or file it was read from, and the run that made it."""
-
-    pipeline: Any
-    model: str
-    name: str
-    run: Path | None
-    config: Any | None
 
 
 def export(
@@ -50,7 +40,7 @@ def export(
     what: a run's folder, or a checkpoint. output: `exports/` in the run, or `exports/<name>`. dtype: if None,
     the half precision that all of a local checkpoint is in, else float32. A kind that draws is loaded in a
     fresh process, without onbrand, and must draw the same picture. push: a hub repository, made before
-    anything is written, to which all is uploaded.
+    anything is written, to which all is uploaded, with what an earlier call has written as it is.
     Raises ValueError on kinds this checkpoint cannot have, on folders that are there already, and on an
     export that does not come back as it was; of that one nothing is left.
     """
@@ -58,21 +48,23 @@ def export(
     if dtype not in (None, *PRECISIONS):
         raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
     console = quiet_console()
-    source = open_source(what)
+    place = find_place(what)
+    output = (output or (place.run or Path()) / "exports" / ("" if place.run else place.name)).absolute()
+    _check_new(output, to, push=push)
+    source = open_source(place)
     possible = possible_kinds(source)
     kinds = [kind for kind in KINDS if kind in possible] if "all" in to else list(dict.fromkeys(to))
     for kind in kinds:
         if kind not in possible:
             raise ValueError(f"--to must be one of {', '.join(possible)} for {what}, got {kind}")
-    output = (output or (source.run or Path()) / "exports" / ("" if source.run else source.name)).absolute()
-    for kind in kinds:
-        if (output / kind).exists():
-            raise ValueError(f"output must be new, got {output / kind}, which exists")
+    _check_new(output, kinds, push=push)
     if push is not None:
         _make_repository(push, private=private)
     dtype = dtype or stored_precision(source.model)
     # adapters keep the precision they were trained in, so they come before the weights are rounded
     for kind in sorted(kinds, key=lambda kind: kind not in ("lora", "kohya")):
+        if (output / kind).exists():
+            continue
         with console.status(f"{kind}: writing and drawing again"):
             _export(source, kind, output / kind, dtype=dtype, draws=draws, console=console)
     if push is not None:
@@ -88,70 +80,10 @@ def check_kinds(to: list[str]) -> None:
             raise ValueError(f"--to must be one of {', '.join(KINDS)} or all, got {kind!r}")
 
 
-def open_source(what: str) -> Source:
-    """The checkpoint to export. Raises ValueError on a path that holds none."""
-    import torch
-
-    from ..configs import load_config
-    from ..inference.load import load_pipeline
-    from ..train.models import resolve_base
-
-    path = Path(resolve_base(what))
-    path = path.absolute() if path.exists() else path  # a hub id stays as it is
-    folder = path.parent if path.name == "model" else path
-    run = folder if (folder / "config.yaml").is_file() else None
-    if run is not None and not (run / "model").is_dir():
-        raise ValueError(f"run must be finished: {run / 'model'} must exist")
-    config = None if run is None else load_config(str(run / "config.yaml"), [])
-    model = str(run / "model" if run else path)
-    # in float32 as a whole: text encoders would otherwise come in the precision of their files
-    pipeline = load_pipeline(model, torch_dtype=torch.float32)
-    name = path.stem if path.is_file() else (run or path).name
-    return Source(pipeline, model, name, run, config)
-
-
-def stored_precision(model: str) -> str | None:
-    """float16 or bfloat16 where a local checkpoint's weights are all in that, None for any other."""
-    from safetensors import safe_open
-
-    path = Path(model)
-    files = [path] if path.suffix == ".safetensors" and path.is_file() else path.glob("*/*.safetensors")
-    found = set()
-    for file in files:
-        if file.parent.name != SIDECAR:
-            with safe_open(file, framework="pt") as opened:
-                found |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
-    floats = [kind for kind in found if "F" in kind]
-    return {"F16": "float16", "BF16": "bfloat16"}.get(floats[0]) if len(floats) == 1 else None
-
-
-def possible_kinds(source: Source) -> list[str]:
-    """The kinds that this checkpoint has a form of."""
-    from ..inference.text import tokenizers
-
-    pipeline = source.pipeline
-    controlled, start = hasattr(pipeline, "controlnet"), pipeline.start_distribution is not None
-    # readers of single files know the original vocabulary alone
-    has_word = any(len(tokenizer) > tokenizer.vocab_size for tokenizer in tokenizers(pipeline))
-    is_file = Path(source.model).is_file()
-    has_lora = _is_lora(source)
-    there = {
-        "diffusers": True,
-        "single-file": not controlled and not has_word and not is_file,
-        "lora": has_lora,
-        "kohya": has_lora,
-        "controlnet": controlled,
-        "comfyui": start and not controlled and not is_file,
-    }
-    return [kind for kind in KINDS if there[kind]]
-
-
-def _is_lora(source: Source) -> bool:
-    """Whether adapters are all that was trained: on the base they then draw what the model draws."""
-    if source.run is None or source.config is None or not (source.run / "lora").is_dir():
-        return False
-    model = source.config.model
-    return {model.method, model.text_encoder} <= {"lora", "frozen"} and model.controlnet is None
+def _check_new(output: Path, kinds: list[str], *, push: str | None) -> None:
+    for kind in kinds:
+        if (output / kind).exists() and push is None:
+            raise ValueError(f"output must be new, got {output / kind}, which exists")
 
 
 def _export(
@@ -249,7 +181,9 @@ def _comfyui(source: Source, folder: Path, *, dtype: Any, draws: int) -> Written
     from ..export.comfyui import save_comfyui_starts
 
     name, start = f"{source.name}.safetensors", source.pipeline.start_distribution
-    first, *_ = save_comfyui_starts(source.pipeline, folder, draws=draws, checkpoint_name=name)
+    first, *_ = save_comfyui_starts(
+        source.pipeline.to(best_device()), folder, draws=draws, checkpoint_name=name
+    )
     # of a start that follows the text the file holds the class mean, which the pipeline does not start from
     return (None if start.needs_text else first), {"kind": "comfyui", "model": source.model}
 
@@ -300,7 +234,13 @@ def _prompt(source: Source) -> str:
 def _make_repository(repository: str, *, private: bool) -> None:
     from huggingface_hub import HfApi
 
-    HfApi().create_repo(repository, exist_ok=True, private=private)
+    try:
+        HfApi().create_repo(repository, exist_ok=True, private=private)
+    except Exception as error:  # of name, login or network, each of a kind of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"--push must be a repository you can write to, got {repository}: {reason}"
+        ) from error
 
 
 def _push(output: Path, kinds: list[str], *, repository: str) -> None:

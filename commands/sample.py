@@ -50,7 +50,8 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
         )
     settled = settle(request, facts_of_pipeline(pipeline))
     recipes = recipes_of(request, settled, pipeline, weights=weights, device=device.type)
-    output = (output or next_folder("samples", recipes)).absolute()
+    free = next_folder("samples", recipes) if output is None and processes.is_main else output
+    output = Path(processes.gather([str(free.absolute()) if free else ""])[0])
     check_output(output, recipes)
     call = _call(request, settled, pipeline, device=device)
     beside = Path(processes.gather([str(new_folder_beside(output)) if processes.is_main else ""])[0])

@@ -1,6 +1,5 @@
 """A chosen picture as the start: fitted to the frame as the catalogue was, then encoded by the VAE."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,10 +38,15 @@ def encode_pictures(
     transform: how the catalogue was fitted ("fit", "backdrop"); a centre crop if None.
     A VAE in float16 encodes in float32 where its config asks for it, as SDXL's overflows.
     """
-    if vae.dtype == torch.float16 and vae.config.force_upcast:
-        vae = copy.deepcopy(vae).float()
     how = {key: value for key, value in (transform or {}).items() if key in ("fit", "backdrop")}
     images = images if isinstance(images, list) else [images]
     fitted = [fit_to_frame(image, height, width, **how) for image in images]
     pixels: Tensor = VaeImageProcessor(do_resize=False).preprocess(fitted)
-    return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()
+    dtype = vae.dtype
+    try:
+        # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
+        if dtype == torch.float16 and vae.config.force_upcast:
+            vae.to(torch.float32)
+        return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()
+    finally:
+        vae.to(dtype)

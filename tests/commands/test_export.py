@@ -13,7 +13,7 @@ import torch
 import yaml
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onbrand.__main__ import app
-from onbrand.commands.export import open_source, possible_kinds, stored_precision
+from onbrand.commands.export_source import find_place, open_source, possible_kinds, stored_precision
 from onbrand.configs import Config
 from onbrand.export import lora, reload
 from onbrand.export.check import check_elsewhere, draw_proof
@@ -132,7 +132,7 @@ def test_a_controlnet_goes_with_its_start(make_config: MakeConfig, tmp_path: Pat
     assert said.count("drawn again in a fresh process") == 2
     assert (out / "controlnet" / "diffusion_pytorch_model.safetensors").exists()
     assert (out / "controlnet" / "start_distribution" / "config.json").exists()
-    assert possible_kinds(open_source(str(run))) == ["diffusers", "controlnet"]
+    assert possible_kinds(open_source(find_place(str(run)))) == ["diffusers", "controlnet"]
     refused("--to must be one of diffusers, controlnet for .*, got single-file", run, "--to", "single-file")
 
 
@@ -174,6 +174,12 @@ def test_pushing_uploads_what_was_written(checkpoint: Path, tmp_path: Path, monk
         {"repo_id": "brand/model", "folder_path": tmp_path / "out" / "diffusers", "path_in_repo": None},
         {"repo_id": "brand/model", "folder_path": tmp_path / "out" / "comfyui", "path_in_repo": "comfyui"},
     ]
+    # after an upload that broke off the same command goes on from what is written
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    first = list(calls)
+    invoke(checkpoint, *kinds, "-o", tmp_path / "out", "--push", "brand/model", "--private")
+    assert calls == 2 * first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == written
 
 
 def test_bad_input_is_refused_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:
@@ -216,7 +222,7 @@ def test_a_half_precision_checkpoint_stays_so(checkpoint: Path, tmp_path: Path) 
 def test_what_has_no_such_form_is_known_before_anything_is_written(
     checkpoint: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    source = open_source(str(checkpoint))
+    source = open_source(find_place(str(checkpoint)))
     (tmp_path / "run" / "lora").mkdir(parents=True)
 
     def kinds(**changes: object) -> list[str]:
@@ -247,11 +253,11 @@ def test_a_run_is_known_by_its_name_from_inside_it(
     (run / "config.yaml").write_text(yaml.safe_dump(make_config().to_dict()))
     monkeypatch.chdir(run)
     for what in (".", "model"):
-        source = open_source(what)
+        source = open_source(find_place(what))
         assert (source.run, source.name, source.model) == (run, run.name, str(run / "model"))
     # what only lies in the folder of a run is not that run
     shutil.copytree(checkpoint, run / "other")
-    assert open_source("other")[1:] == (str(run / "other"), "other", None, None)
+    assert open_source(find_place("other"))[1:] == (str(run / "other"), "other", None, None)
 
 
 def test_a_repository_that_cannot_be_made_is_told_first(
@@ -262,7 +268,8 @@ def test_a_repository_that_cannot_be_made_is_told_first(
             raise ValueError("log in first")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    refused("log in first", checkpoint, "--to", "diffusers", "-o", tmp_path / "out", "--push", "brand/model")
+    message = "--push must be a repository you can write to, got brand/model: log in first"
+    refused(message, checkpoint, "--to", "diffusers", "-o", tmp_path / "out", "--push", "brand/model")
     assert not (tmp_path / "out").exists()
 
 
