@@ -93,7 +93,9 @@ def sample(
         str | None, typer.Option(help="leading, trailing or linspace; default: the checkpoint's")
     ] = None,
     steps: Steps = 20,
-    guidance: Guidance = 3.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="How much the prompt counts; default: 3, with --background-of 1")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="What not to draw")] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; then one more each")
@@ -111,6 +113,22 @@ def sample(
     condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
     lora: Annotated[Path | None, typer.Option(help="A LoRA file or folder to add")] = None,
     lora_strength: Annotated[float, typer.Option(help="How much of it")] = 1.0,
+    coupling: Annotated[
+        str | None,
+        typer.Option(help="Of a gallery: repulsive, identical, antithetic, rho=-0.2, or a learned file"),
+    ] = None,
+    contrastive: Annotated[
+        int, typer.Option(min=0, help="Steps by which a gallery's noises are pushed apart first")
+    ] = 0,
+    background_of: Annotated[
+        Path | None, typer.Option(help="Keep this picture's object and draw new scenes around it")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Where that object is, in white; default: found by its backdrop")
+    ] = None,
+    optimisation_steps: Annotated[
+        int, typer.Option(min=0, help="That keep the object: more are truer, with less new around it")
+    ] = 50,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),
@@ -131,10 +149,14 @@ def sample(
     from .commands.sample import Request, sample
 
     galleries = read_galleries(prompts, count=count, class_name=class_name, negative=negative, seed=seed)
+    if guidance is None:
+        guidance = 3.0 if background_of is None else 1.0
     request = Request(
         checkpoint, galleries, count, start=start, start_image=start_image, project=project,
         condition=condition, lora=lora, lora_strength=lora_strength, size=size,
         scheduler=scheduler, spacing=spacing, steps=steps, guidance=guidance, dtype=dtype, offload=offload,
+        coupling=coupling, contrastive=contrastive,
+        background_of=background_of, mask=mask, optimisation_steps=optimisation_steps,
     )  # fmt: skip
     sample(request, output=output, trace=trace)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from ..inference.generate import build_sampler
 from ..inference.sampler_names import familiar_name
 from ..pca import StartDistribution
-from .request import Request
+from .request import Request, named_file
 
 if TYPE_CHECKING:
     from .checkpoint import Settled
@@ -46,6 +46,9 @@ def recipes_of(
         "start_image": named_file(request.start_image),
         "project": request.project,
         "condition": named_file(request.condition),
+        "background_of": named_file(request.background_of),
+        "mask": named_file(request.mask),
+        "optimisation_steps": request.optimisation_steps if request.background_of else None,
         "lora": named_file(request.lora),
         "lora_strength": None if request.lora is None else request.lora_strength,
         "scheduler": settled.sampler.scheduler,
@@ -67,7 +70,7 @@ def recipes_of(
             "prompt": gallery.prompt,
             "negative_prompt": gallery.negative,
             "class": name,
-            "seed": gallery.seed + j,
+            **request.noise_of(gallery, j),
             **shared,
         }
         for gallery, name in zip(request.galleries, settled.classes, strict=True)
@@ -99,17 +102,6 @@ def parameters(recipe: Recipe) -> str:
 def _quoted(value: Any) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:\n"') else text
-
-
-def named_file(file: Path | None) -> dict[str, str] | None:
-    """A file by name and content, for a recipe."""
-    if file is None:
-        return None
-    files = [file] if file.is_file() else sorted(file.glob("*.safetensors"))
-    digest = hashlib.sha256()
-    for each in files:
-        digest.update(each.read_bytes())
-    return {"file": str(file), "sha256": digest.hexdigest()}
 
 
 def weights_digest(pipeline: Any) -> str:

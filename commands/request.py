@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .prompts import Gallery
+
+if TYPE_CHECKING:
+    from ..inference.noise import Initializer
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -31,6 +35,11 @@ class Request:
     guidance: float = 3.0
     dtype: str | None = None
     offload: bool = False
+    coupling: str | None = None
+    contrastive: int = 0
+    background_of: Path | None = None
+    mask: Path | None = None
+    optimisation_steps: int = 50
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the option, on files that are not there or no pictures, and on options
@@ -45,18 +54,60 @@ class Request:
             raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.lora is not None and not self.lora.exists():
             raise ValueError(f"--lora must be an existing file or folder, got {self.lora}")
-        for option, file in (("--start-image", self.start_image), ("--condition", self.condition)):
+        pictures = {
+            "--start-image": self.start_image, "--condition": self.condition,
+            "--background-of": self.background_of, "--mask": self.mask,
+        }  # fmt: skip
+        for option, file in pictures.items():
             if file is not None:
                 open_picture(option, file)
+        self._check_background()
+        self.noise()
 
     def known(self) -> list[dict[str, Any]]:
         """What is known before the checkpoint is opened of each picture's recipe."""
         settings = {"checkpoint": self.checkpoint, "steps": self.steps, "guidance": self.guidance}
         return [
-            settings | {"prompt": g.prompt, "negative_prompt": g.negative, "seed": g.seed + j}
+            settings | {"prompt": g.prompt, "negative_prompt": g.negative, **self.noise_of(g, j)}
             for g in self.galleries
             for j in range(self.count)
         ]
+
+    def _check_background(self) -> None:
+        """Raises ValueError on options that new backgrounds have no use for."""
+        if self.background_of is None:
+            if self.mask is not None:
+                raise ValueError(f"--mask must come with --background-of, got {self.mask} alone")
+            return
+        others = {
+            "--start-image": self.start_image, "--condition": self.condition, "--offload": self.offload,
+            "--contrastive": self.contrastive, "--negative": any(g.negative for g in self.galleries),
+        }  # fmt: skip
+        for option, value in others.items():
+            if value:
+                raise ValueError(f"{option} must not be given beside --background-of")
+        if self.scheduler != "ddim":
+            raise ValueError(f"--scheduler must be ddim beside --background-of, got {self.scheduler}")
+        if self.guidance != 1:
+            raise ValueError(f"--guidance must be 1 beside --background-of, got {self.guidance:g}")
+
+    def noise(self) -> Initializer | None:
+        """What couples a gallery's pictures. Raises ValueError, naming the option, where nothing can."""
+        if self.coupling is None and not self.contrastive:
+            return None
+        from .coupled import initializer_of
+
+        return initializer_of(self.coupling, contrastive=self.contrastive, count=self.count)
+
+    def noise_of(self, gallery: Gallery, picture: int) -> dict[str, Any]:
+        """What a recipe says of a picture's noise: a coupled one is a place in its gallery's single draw."""
+        name = self.coupling or (self.background_of and "repulsive")
+        if name is None and not self.contrastive:
+            return {"seed": gallery.seed + picture, "coupling": None}
+        file = Path(name or "")
+        coupling = named_file(file) if file.suffix == ".safetensors" else name
+        place = {"name": coupling, "contrastive": self.contrastive, "picture": picture, "of": self.count}
+        return {"seed": gallery.seed, "coupling": place}
 
 
 def open_picture(option: str, file: Path) -> Any:
@@ -71,3 +122,14 @@ def open_picture(option: str, file: Path) -> Any:
     except (OSError, SyntaxError, Image.DecompressionBombError):
         raise ValueError(f"{option} must be a picture, got {file}, which is none that can be read") from None
     return picture
+
+
+def named_file(file: Path | None) -> dict[str, str] | None:
+    """A file by name and content, for a recipe."""
+    if file is None:
+        return None
+    files = [file] if file.is_file() else sorted(file.glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for each in files:
+        digest.update(each.read_bytes())
+    return {"file": str(file), "sha256": digest.hexdigest()}

@@ -127,28 +127,69 @@ def _draw(
     galleries, count = request.galleries, request.count
     batch_size = batch_of(pipeline, height=settled.size[0], width=settled.size[1])
     parts = share_galleries([gallery.negative is None for gallery in galleries], count, batch_size)
-    condition = _condition(request)
+    condition, noise = _condition(request), request.noise()
 
     def draw(part: range) -> None:
-        pictures = generate(
-            pipeline,
-            [galleries[i].prompt for i in part],
-            count=count,
-            class_names=[settled.classes[i] for i in part] if pipeline.start_distribution else None,
-            negative_prompts=[galleries[i].negative for i in part],
-            images=None if condition is None else [condition] * len(part),
-            start=settled.start or "mean",
-            seeds=[galleries[i].seed for i in part],
-            batch_size=batch_size,
-            advance=lambda done: progress.advance(bar, done * processes.count),
-            **call,
-        )
+        advance = functools.partial(progress.advance, bar)
+        if request.background_of is not None:
+            found = [
+                _scenes(request, settled, pipeline, request.background_of, i, advance=advance) for i in part
+            ]
+            pictures = [picture for each in found for picture in each.pictures]
+        else:
+            pictures = generate(
+                pipeline,
+                [galleries[i].prompt for i in part],
+                count=count,
+                class_names=[settled.classes[i] for i in part] if pipeline.start_distribution else None,
+                negative_prompts=[galleries[i].negative for i in part],
+                images=None if condition is None else [condition] * len(part),
+                start=settled.start or "mean",
+                seeds=[galleries[i].seed for i in part],
+                noise=noise,
+                batch_size=batch_size,
+                advance=advance,
+                **call,
+            )
         for place, picture in enumerate(pictures, part[0] * count):
             save_picture(picture, folder, place, recipes[place])
 
     with Progress(transient=True, disable=not processes.is_main) as progress:
-        bar = progress.add_task("drawing", total=len(recipes))
+        passes = 1 if request.background_of is None else request.optimisation_steps + 1
+        bar = progress.add_task("drawing", total=len(recipes) * passes / processes.count)
         processes.map(draw, parts)
+
+
+def _scenes(
+    request: Request,
+    settled: Any,
+    pipeline: Any,
+    file: Path,
+    place: int,
+    *,
+    advance: Callable[[int], None],
+) -> Any:
+    """The object of a picture before new backgrounds, as the gallery at this place asks for."""
+    from ..inference.backgrounds import scenes
+
+    gallery, how = request.galleries[place], {}
+    if pipeline.start_distribution is not None:
+        how = {"class_name": settled.classes[place], "start": settled.start}
+    return scenes(
+        pipeline,
+        open_picture("--background-of", file),
+        request.mask,
+        prompt=gallery.prompt,
+        images=request.count,
+        optimisation_steps=request.optimisation_steps,
+        coupling=request.noise(),
+        sampler=settled.sampler,
+        seed=gallery.seed,
+        height=settled.size[0],
+        width=settled.size[1],
+        advance=advance,
+        **how,
+    )
 
 
 def _trace(request: Request, settled: Any, pipeline: Any, call: dict[str, Any], *, folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..pca import Sampler, build_scheduler
 from .noise import Initializer
@@ -96,7 +97,7 @@ def generate(
     prompt's first picture instead; noise: an initializer, which couples the pictures of a gallery and draws
     all their noise from the seed of the first one; advance(n) is called after every n pictures; call:
     further arguments of the pipeline. The pipeline's own scheduler is put back afterwards.
-    Batches are `share_galleries`' parts, a gallery larger than a batch split; with `noise` a gallery each.
+    Batches are `share_galleries`' parts; a gallery larger than a batch is split, with `noise` never.
     Raises ValueError on a count below 1, and on class_names, negative_prompts, images, indices or seeds that
     are not one a prompt.
     """
@@ -120,16 +121,18 @@ def generate(
     of_each = {"class_name": class_names, "negative_prompt": negative_prompts, "image": images}
     pictures: list[Image.Image] = []
     with sampling_with(pipeline, build_sampler(pipeline.scheduler, sampler, scheduler_config)):
-        for batch in _batches(kinds, count, batch_size, whole=noise is not None):
+        for batch in _batches(kinds, count, batch_size, coupled=noise is not None, alone=start == "draw"):
             given = {key: [values[i] for i, _ in batch] for key, values in of_each.items() if values}
             if None in given.get("negative_prompt", []):
                 del given["negative_prompt"]
             texts = [prompts[i] for i, _ in batch]
             generators: Any = [torch.Generator().manual_seed(seeds[i] + j) for i, j in batch]
             if noise is not None:
-                texts, generators = texts[:1], generators[0]
-                given = {key: values[:1] for key, values in given.items()}
-                call |= {"noise": noise, "num_images_per_prompt": count}
+                texts = texts[::count]
+                given = {key: values[::count] for key, values in given.items()}
+                coupled = _OneEach(noise, [seeds[i] for i, j in batch if j == 0])
+                call |= {"noise": coupled, "num_images_per_prompt": count}
+                generators = coupled.generators[0]
             result = pipeline(
                 texts,
                 num_inference_steps=sampler.steps,
@@ -143,14 +146,31 @@ def generate(
     return pictures
 
 
+class _OneEach:
+    """An initializer's galleries for the prompts of one call, each drawn from its own seed."""
+
+    def __init__(self, inner: Initializer, seeds: Sequence[int]) -> None:
+        self.inner, self.generators = inner, [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.waiting = iter(self.generators)
+        if hasattr(inner, "refine"):
+            self.refine = inner.refine
+
+    def draw(self, num_images: int, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        return self.inner.draw(num_images, shape, next(self.waiting))
+
+
 def _batches(
-    kinds: Sequence[Any], count: int, batch_size: int, *, whole: bool = False
+    kinds: Sequence[Any], count: int, batch_size: int, *, coupled: bool, alone: bool
 ) -> Iterator[list[tuple[int, int]]]:
-    """Which pictures are drawn together: (prompt, picture of its gallery) each; whole: one gallery each."""
-    if whole:
+    """Which pictures are drawn together: (prompt, picture of its gallery) each.
+
+    coupled: galleries are not split; alone: and each is a batch, for its generator draws its start too.
+    """
+    if coupled and alone:
         yield from ([(i, j) for j in range(count)] for i in range(len(kinds)))
         return
     for galleries in share_galleries(kinds, count, batch_size):
         rows = [(i, j) for i in galleries for j in range(count)]
-        for first in range(0, len(rows), batch_size):
-            yield rows[first : first + batch_size]
+        step = len(rows) if coupled else batch_size
+        for first in range(0, len(rows), step):
+            yield rows[first : first + step]

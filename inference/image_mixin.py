@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .choice import StartChoice, check_choice
+from .fresh_noise import warn_of_fresh_noise
 from .mixin import OffsetPipelineMixin, as_list
 from .noise import Initializer
 from .start import at_first_step, start_latents
@@ -58,6 +59,9 @@ class OffsetFromPictureMixin(OffsetPipelineMixin):
         self, prompt: Any, choice: StartChoice, call: dict[str, Any], *, starts: bool = True
     ) -> tuple[Tensor | None, Tensor]:
         """x_start and noise of each picture, drawn as in text-to-image; no x_start unless it starts there."""
+        if choice.noise is not None:
+            _check_noise(choice.noise)
+            warn_of_fresh_noise(self.scheduler, call.get("eta", 0.0), stacklevel=5)
         prompts, images = as_list(prompt, call.get("prompt_embeds")), call.get("num_images_per_prompt", 1)
         how = {"height": call["height"], "width": call["width"], "generator": call.get("generator")}
         eps = self._noise(len(prompts), images, choice, **how)
@@ -234,6 +238,14 @@ def _check_image(image: Any, channels: int) -> None:
         good, got = all(isinstance(one, Image.Image) for one in pictures) and bool(pictures), repr(image)
     if not good:
         raise ValueError(f"image must be PIL pictures or latents of {channels} channels, got {got}")
+
+
+def _check_noise(noise: Initializer) -> None:
+    if hasattr(noise, "refine"):
+        raise ValueError(
+            f"noise must be drawn without the network where a picture is given, got {type(noise).__name__}, "
+            "which looks at first predictions from noise alone"
+        )
 
 
 def _nearest(sizes: Sequence[tuple[int, int]], picture: Image.Image) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..pca.distribution import StartDistribution
 from .choice import StartChoice, check_choice, choose_start
 from .component import StartComponent
+from .fresh_noise import warn_of_fresh_noise
 from .noise import Generators, Initializer, draw_noise
 from .picture import encode_pictures
 from .prediction import FirstPrediction
@@ -89,6 +90,8 @@ class OffsetPipelineMixin(StartComponent):
         eps = self._noise(len(prompts), per_prompt, choice, **size, generator=generator)
         x_start = self._x_start(prompts, per_prompt, choice, **size, generator=generator)
         schedule = {"timesteps": timesteps, "sigmas": sigmas}
+        if choice.noise is not None:
+            warn_of_fresh_noise(self.scheduler, others.get("eta", 0.0), stacklevel=5)
         if hasattr(choice.noise, "refine"):
             call = {"num_images_per_prompt": per_prompt, "prompt_embeds": prompt_embeds, **schedule, **size}
             call |= {"num_inference_steps": num_inference_steps, **others}

@@ -15,7 +15,11 @@ import torch
 from onbrand.__main__ import app
 from onbrand.commands.prompts import read_galleries
 from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
-from onbrand.pca import StartDistribution
+from onbrand.inference.contrastive import ContrastiveNoise
+from onbrand.inference.couplings import Repulsive
+from onbrand.inference.generate import generate
+from onbrand.inference.learned import LearnedCoupling
+from onbrand.pca import Sampler, StartDistribution
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -421,6 +425,88 @@ def test_precision_and_offload(checkpoint: Path, tmp_path: Path) -> None:
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="--offload must be left out where there is no accelerator"):
             invoke(checkpoint, "a mug", "--offload", "-o", tmp_path / "other")
+
+
+def test_a_gallery_is_coupled_and_its_recipe_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    options = ("--count", 3, "--coupling", "repulsive", "--contrastive", 1, *QUICK)
+    invoke(checkpoint, "a mug", "a shoe", *options, "-o", tmp_path / "out")
+    listed = json.loads((tmp_path / "out" / "samples.json").read_text())
+    place = {"name": "repulsive", "contrastive": 1, "of": 3}
+    expected = [(seed, place | {"picture": j}) for seed in (0, 3) for j in range(3)]
+    assert [(row["seed"], row["coupling"]) for row in listed] == expected
+    pipe = load_pipeline(checkpoint)
+    pictures = generate(
+        pipe, ["a shoe"], count=3, seed=3, noise=ContrastiveNoise(Repulsive(), steps=1),
+        sampler=Sampler("DDIMScheduler", 2, "trailing"), start=pipe.start_distribution.default_start,
+    )  # fmt: skip
+    for picture, file in zip(pictures, ("0003.png", "0004.png", "0005.png"), strict=True):
+        assert np.abs(pixels(picture) - pixels(Image.open(tmp_path / "out" / file))).max() <= 1
+    # the same call fills the same folder, another coupling is another recipe
+    before = hashes(tmp_path / "out")
+    invoke(checkpoint, "a mug", "a shoe", *options, "-o", tmp_path / "out")
+    assert hashes(tmp_path / "out") == before
+    with pytest.raises(ValueError, match=r"where coupling is .*'repulsive'"):
+        invoke(checkpoint, "a mug", "a shoe", "--count", 3, "--coupling", "identical", *QUICK,
+               "-o", tmp_path / "out")  # fmt: skip
+
+
+def test_a_learned_coupling_is_named_by_its_file(checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.safetensors"
+    LearnedCoupling(torch.eye(2), reward="none").save(file)
+    invoke(checkpoint, "a mug", "--count", 2, "--coupling", file, *QUICK, "-o", tmp_path / "out")
+    (name,) = {
+        json.dumps(row["coupling"]["name"]) for row in json.loads((tmp_path / "out/samples.json").read_text())
+    }
+    assert json.loads(name) == {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--coupling", "repulsve"), "--coupling: coupling must be one of .*nearest: repulsive"),
+        (("--coupling", "rho=-0.9"), "--coupling: rho must be .*-0.9"),
+        (("--coupling", "antithetic", "--count", 3), "--coupling: .*got 3"),
+        (("--coupling", "gone.safetensors"), "--coupling: .*gone.safetensors"),
+    ],
+)
+def test_couplings_that_cannot_be_are_refused_at_once(options: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        invoke("no/checkpoint", "a mug", *options)
+
+
+def test_fresh_noise_on_top_of_a_coupling_is_noted(checkpoint: Path, tmp_path: Path) -> None:
+    call = (checkpoint, "a mug", "--count", 2, "--scheduler", "euler-a", "--steps", 2)
+    said = invoke(*call, "--coupling", "repulsive", "-o", tmp_path / "coupled")
+    assert said.count("note: EulerAncestralDiscreteScheduler adds fresh noise") == 1
+    assert "fresh noise" not in invoke(*call, "-o", tmp_path / "alone")
+
+
+def test_an_object_gets_new_backgrounds(checkpoint: Path, tmp_path: Path) -> None:
+    size = tuple(reversed(load_pipeline(checkpoint)._size(None, None)))
+    picture, mask = Image.new("RGB", size, "white"), Image.new("L", size)
+    for canvas, colour in ((picture, "red"), (mask, 255)):
+        canvas.paste(colour, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
+    picture.save(tmp_path / "object.png")
+    mask.save(tmp_path / "mask.png")
+    call = (checkpoint, "a mug", "--background-of", tmp_path / "object.png", "--count", 2, *QUICK)
+    invoke(*call, "--mask", tmp_path / "mask.png", "--optimisation-steps", 1, "-o", tmp_path / "out")
+    first, second = [recipe_of(tmp_path / "out" / f"000{i}.png") for i in range(2)]
+    assert first["coupling"] == {"name": "repulsive", "contrastive": 0, "picture": 0, "of": 2}
+    assert second["coupling"]["picture"] == 1
+    assert (first["guidance"], first["optimisation_steps"]) == (1, 1)
+    assert first["mask"]["file"] == str(tmp_path / "mask.png")
+    assert hashes(tmp_path / "out")["0000.png"] != hashes(tmp_path / "out")["0001.png"]
+    refusals = {
+        "--guidance must be 1 beside --background-of, got 3": ("--guidance", 3),
+        "--scheduler must be ddim beside --background-of, got euler": ("--scheduler", "euler"),
+        "--negative must not be given beside --background-of": ("--negative", "dark"),
+        "--mask must be an existing picture, got gone.png": ("--mask", "gone.png"),
+    }
+    for message, options in refusals.items():
+        with pytest.raises(ValueError, match=message):
+            invoke(*call, *options)
+    with pytest.raises(ValueError, match="--mask must come with --background-of"):
+        invoke(checkpoint, "a mug", "--mask", tmp_path / "mask.png")
 
 
 def test_a_trace_has_a_column_a_step(checkpoint: Path, tiny_base: Path, tmp_path: Path) -> None:

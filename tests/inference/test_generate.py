@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from onbrand.inference import OffsetStableDiffusionControlNetPipeline, OffsetStableDiffusionPipeline
+from onbrand.inference.contrastive import ContrastiveNoise
+from onbrand.inference.couplings import Repulsive
 from onbrand.inference.generate import batch_of, batch_that_fits, generate, share_galleries
 from onbrand.pca import Sampler, StartDistribution
 from PIL import Image
@@ -169,3 +171,37 @@ def test_noise_that_couples_is_drawn_once_a_gallery_from_its_first_seed(tiny):
     negative = generate(pipe, ["a mug", "a shoe"], negative_prompts=["dark", None], **call)
     assert not np.array_equal(np.asarray(negative[0]), pictures[0])
     assert np.array_equal(np.asarray(negative[2]), pictures[2])
+
+
+def test_coupled_galleries_share_a_batch_and_keep_their_seeds(pipe, monkeypatch):
+    calls = []
+    plain = type(pipe).__call__
+    monkeypatch.setattr(
+        type(pipe), "__call__", lambda self, texts, **call: calls.append(texts) or plain(self, texts, **call)
+    )
+    options = {"noise": Repulsive(), "count": 3, "start": "mean"}
+    together = draw(pipe, seed=7, **options)
+    assert [len(texts) for texts in calls] == [5]
+    each = [
+        draw(pipe, [prompt], [name], seed=7 + 3 * i, **options)
+        for i, (prompt, name) in enumerate(zip(PROMPTS, CLASSES, strict=True))
+    ]
+    assert alike(together, np.concatenate(each))
+    # a start that is drawn too comes from the same generator, so each gallery is a call of its own
+    calls.clear()
+    drawn = draw(pipe, seed=7, **(options | {"start": "draw"}))
+    assert [len(texts) for texts in calls] == [1] * 5
+    assert not alike(drawn, together)
+
+
+def test_a_coupled_gallery_is_never_split(pipe):
+    whole = draw(pipe, PROMPTS[:2], CLASSES[:2], noise=Repulsive(), count=3)
+    assert alike(draw(pipe, PROMPTS[:2], CLASSES[:2], noise=Repulsive(), count=3, batch_size=2), whole)
+
+
+def test_noise_that_looks_at_the_network_does_so_for_each_gallery(pipe):
+    noise = ContrastiveNoise(Repulsive(), steps=1)
+    together = draw(pipe, PROMPTS[:2], CLASSES[:2], noise=noise, count=2)
+    assert not alike(together, draw(pipe, PROMPTS[:2], CLASSES[:2], noise=Repulsive(), count=2))
+    second = draw(pipe, PROMPTS[1:2], CLASSES[1:2], noise=noise, count=2, seed=2)
+    assert alike(together[2:], second)
