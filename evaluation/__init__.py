@@ -10,6 +10,17 @@ from .contact_sheet import contact_sheet
 from .diversity import mean_similarity, pairwise_l2, pairwise_ssim, vendi_score
 from .foreground import measure
 from .paired import Comparison, compare, comparison_table, standard_error
+from .reproducibility import (
+    Calibration,
+    Score,
+    calibrate_threshold,
+    cosines,
+    gl_score,
+    nearest,
+    rp_between,
+    rp_conditional,
+    rp_score,
+)
 from .rules import FLOORS, RULES, Failure, Limits, Range
 from .scenes import boundary_tv, brisque, l2_background, load_lpips, lpips_background, rmse_foreground
 
@@ -18,26 +29,35 @@ __all__ = [
     "FLOORS",
     "RULES",
     "AuditReport",
+    "Calibration",
     "Comparison",
     "Failure",
     "Limits",
     "Range",
+    "Score",
     "audit",
     "boundary_tv",
     "brisque",
     "calibrate",
+    "calibrate_threshold",
     "compare",
     "compare_table",
     "comparison_table",
     "contact_sheet",
+    "cosines",
+    "gl_score",
     "l2_background",
     "load_lpips",
     "lpips_background",
     "mean_similarity",
     "measure",
+    "nearest",
     "pairwise_l2",
     "pairwise_ssim",
     "rmse_foreground",
+    "rp_between",
+    "rp_conditional",
+    "rp_score",
     "standard_error",
     "vendi_score",
     *_NEEDS_TORCH,

@@ -42,11 +42,12 @@ def encode_pictures(
     images = images if isinstance(images, list) else [images]
     fitted = [fit_to_frame(image, height, width, **how) for image in images]
     pixels: Tensor = VaeImageProcessor(do_resize=False).preprocess(fitted)
-    dtype = vae.dtype
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
     try:
         # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
-        if dtype == torch.float16 and vae.config.force_upcast:
+        if upcast:
             vae.to(torch.float32)
         return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()
     finally:
-        vae.to(dtype)
+        if upcast:
+            vae.to(torch.float16)
