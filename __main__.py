@@ -162,6 +162,35 @@ def sample(
 
 
 @app.command()
+def tickets(
+    checkpoint: Annotated[str, typer.Argument(help="A run, any diffusers folder, file or hub id")],
+    concepts: Annotated[str, typer.Option(help="At least two, with commas between: mug,bottle")],
+    noises: Annotated[int, typer.Option(min=1, help="How many are looked through")] = 100,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write or extend")] = Path(
+        "tickets"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the first noise; then one more each")] = 0,
+    class_name: Annotated[str | None, typer.Option("--class", help="The class to start from")] = None,
+    start: Annotated[str | None, typer.Option(help="mean, or none for pure noise")] = None,
+    steps: Steps = 50,
+    both_orders: Annotated[
+        bool, typer.Option("--both-orders", help="Score each pair in both orders of words: twice the time")
+    ] = False,
+    layer: Annotated[
+        str | None, typer.Option(help="The cross-attention layer; default: found at 1/4 of the latents")
+    ] = None,
+) -> None:
+    """Collect winning tickets: blocks of noise that become a concept wherever they stand."""
+    from .commands.tickets import tickets
+
+    names = [name.strip() for name in concepts.split(",") if name.strip()]
+    tickets(
+        checkpoint, concepts=names, noises=noises, output=output, seed=seed, layer=layer,
+        both_orders=both_orders, class_name=class_name, start=start, steps=steps,
+    )  # fmt: skip
+
+
+@app.command()
 def audit(
     subject: Annotated[str, typer.Argument(help="A checkpoint, or a folder of pictures")],
     against: Annotated[str, typer.Option(help="The catalogue that sets the limits")],

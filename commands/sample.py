@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import quiet_console
+from .launched import start_processes
 from .request import Request, open_picture
 
 SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
@@ -38,7 +38,7 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
         check_output(output.absolute(), request.known())
     if facts := facts_of_folder(path):
         settle(request, facts)
-    processes, device, close = _start_processes()
+    processes, device, close = start_processes()
     if request.offload and device.type == "cpu":
         raise ValueError("--offload must be left out where there is no accelerator, got a CPU")
     with _quiet_log():
@@ -71,23 +71,6 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
         console.print(f"wrote {output / SHEET}", soft_wrap=True)
     close()
     return output / SHEET
-
-
-def _start_processes() -> tuple[Any, Any, Callable[[], None]]:
-    """The processes of this call, the device of this one, and what ends their connection."""
-    from accelerate import PartialState
-    from accelerate.utils import gather_object, parse_flag_from_env
-
-    from ..data.processes import Processes
-    from ..train.launch import SLOWEST_STAGE, check_processes
-
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=SLOWEST_STAGE)
-    check_processes(
-        state.num_processes, on_cpu=state.device.type == "cpu", asked=None, environment=os.environ
-    )
-    processes = Processes(state.process_index, state.num_processes, gather_object, state.wait_for_everyone)
-    close = state.destroy_process_group if processes.count > 1 else lambda: None
-    return processes, state.device, close
 
 
 def _call(request: Request, settled: Any, pipeline: Any, *, device: Any) -> dict[str, Any]:
