@@ -1,5 +1,7 @@
 """From weights, a start distribution and initial noise to pictures."""
 
+from . import couplings
+from .aggregate import AggregatedPipeline
 from .load import load_pipeline
 from .mixin import OffsetPipelineMixin
 from .noise import Initializer, draw_noise
@@ -14,9 +16,11 @@ from .pipelines import (
     OffsetStableDiffusionXLPipeline,
 )
 from .start import NO_OP_BELOW, start_latents, start_share
+from .tickets import TicketCollection
 
 __all__ = [
     "NO_OP_BELOW",
+    "AggregatedPipeline",
     "Initializer",
     "OffsetPipelineMixin",
     "OffsetStableDiffusionControlNetPipeline",
@@ -27,6 +31,8 @@ __all__ = [
     "OffsetStableDiffusionXLImg2ImgPipeline",
     "OffsetStableDiffusionXLInpaintPipeline",
     "OffsetStableDiffusionXLPipeline",
+    "TicketCollection",
+    "couplings",
     "draw_noise",
     "load_pipeline",
     "start_latents",
