@@ -120,6 +120,18 @@ def sample(
     contrastive: Annotated[
         int, typer.Option(min=0, help="Steps by which a gallery's noises are pushed apart first")
     ] = 0,
+    layout: Annotated[
+        Path | None, typer.Option(help="A JSON file that says which word of the prompt stands where")
+    ] = None,
+    tickets: Annotated[Path | None, typer.Option(help="Winning tickets, of onbrand tickets")] = None,
+    guide: Annotated[
+        list[str] | None, typer.Option(help="soft, paint or swap, besides or instead; may be repeated")
+    ] = None,
+    aggregate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECKPOINT:WEIGHT", help="Draw the first steps with this model too (AMDM)"),
+    ] = None,
+    aggregate_steps: Annotated[int, typer.Option(min=1, help="How many steps they share")] = 3,
     background_of: Annotated[
         Path | None, typer.Option(help="Keep this picture's object and draw new scenes around it")
     ] = None,
@@ -146,7 +158,8 @@ def sample(
 ) -> None:
     """Draw pictures: PNGs that carry their recipe, and a contact sheet."""
     from .commands.prompts import read_galleries
-    from .commands.sample import Request, sample
+    from .commands.request import Request, read_aggregate
+    from .commands.sample import sample
 
     galleries = read_galleries(prompts, count=count, class_name=class_name, negative=negative, seed=seed)
     if guidance is None:
@@ -157,6 +170,8 @@ def sample(
         scheduler=scheduler, spacing=spacing, steps=steps, guidance=guidance, dtype=dtype, offload=offload,
         coupling=coupling, contrastive=contrastive,
         background_of=background_of, mask=mask, optimisation_steps=optimisation_steps,
+        layout=layout, tickets=tickets, guides=tuple(guide or ()),
+        aggregate=read_aggregate(aggregate or []), aggregate_steps=aggregate_steps,
     )  # fmt: skip
     sample(request, output=output, trace=trace)
 

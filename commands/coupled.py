@@ -1,31 +1,85 @@
-"""How the pictures of a gallery hang together: the initializer that a request names."""
+"""The initial noise that a request asks for: how a gallery's pictures hang together, what stands where."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..inference import couplings
 from ..inference.contrastive import ContrastiveNoise
+from ..inference.layout_guidance import Paint, Soft
+from ..inference.layouts import Layout
 from ..inference.learned import LearnedCoupling
 from ..inference.noise import Initializer
+from ..inference.swap import Swap
+from ..inference.tickets import TicketCollection
+from .request import Request
 
 
-def initializer_of(coupling: str | None, *, contrastive: int, count: int) -> Initializer | None:
-    """The coupling by its name, or by the file of a learned one, with so many contrastive steps on top.
+def initializer_of(request: Request) -> Initializer:
+    """The coupling by its name or file, what a layout puts into its noise, and contrastive steps on top.
 
-    None where the pictures are independent, each from its own seed.
-    Raises ValueError, naming the option, on a name or file that is none and a coupling of another count.
+    Raises ValueError, naming the option, on names and files that are none, a coupling of another count, and
+    a layout that the tickets cannot fill.
     """
-    if coupling is None and not contrastive:
-        return None
+    with _naming("--coupling"):
+        noise = _coupling(request.coupling)
+        noise.draw(request.count, (1, 2, 2), torch.Generator())
+    if request.layout is not None:
+        with _naming("--layout"):
+            layout = Layout.load(request.layout)
+        if request.tickets is not None:
+            with _naming("--tickets"), warnings.catch_warnings(action="default"):
+                noise = TicketCollection.load(request.tickets).layout_noise(layout, background=noise)
+        if "swap" in request.guides:
+            noise = Swap(layout, noise)
+    if request.contrastive:
+        noise = ContrastiveNoise(noise, steps=request.contrastive)
+    return noise
+
+
+def check_layout(request: Request, pipeline: Any) -> None:
+    """Raises ValueError, naming the option, on tickets of another model and words that no prompt has."""
+    from ..inference.concept_tokens import concept_positions
+    from ..inference.text import tokenizers
+
+    if request.layout is None:
+        return
+    if request.tickets is not None:
+        with _naming("--tickets"):
+            TicketCollection.load(request.tickets).check(pipeline)
+    layout = Layout.load(request.layout)
+    with _naming("--layout"):
+        for gallery in request.galleries:
+            concept_positions(tokenizers(pipeline)[0], gallery.prompt, layout.concepts)
+
+
+@contextmanager
+def guided(request: Request, pipeline: Any, prompt: str) -> Iterator[None]:
+    """Attention that follows the request's layout for calls of one prompt, if it asks for that."""
+    with ExitStack() as stack:
+        if request.layout is not None:
+            layout = Layout.load(request.layout)
+            for name, kind in (("soft", Soft), ("paint", Paint)):
+                if name in request.guides:
+                    stack.enter_context(kind(layout).on(pipeline, prompt))
+        yield
+
+
+def _coupling(name: str | None) -> Any:
+    if name is None:
+        return couplings.Independent()
+    return LearnedCoupling.load(name) if Path(name).suffix == ".safetensors" else couplings.by_name(name)
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
     try:
-        noise: Any = couplings.Independent()
-        if coupling is not None:
-            is_file = coupling.endswith(".safetensors")
-            noise = LearnedCoupling.load(coupling) if is_file else couplings.by_name(coupling)
-        noise.draw(count, (1, 2, 2), torch.Generator())
+        yield
     except (ValueError, OSError) as error:
-        raise ValueError(f"--coupling: {error}") from error
-    return ContrastiveNoise(noise, steps=contrastive) if contrastive else noise
+        raise ValueError(f"{option}: {error}") from error

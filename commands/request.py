@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from .prompts import Gallery
 if TYPE_CHECKING:
     from ..inference.noise import Initializer
 
+GUIDES = ("soft", "paint", "swap")
 DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -40,6 +42,11 @@ class Request:
     background_of: Path | None = None
     mask: Path | None = None
     optimisation_steps: int = 50
+    layout: Path | None = None
+    tickets: Path | None = None
+    guides: tuple[str, ...] = ()
+    aggregate: tuple[tuple[str, float], ...] = ()
+    aggregate_steps: int = 3
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the option, on files that are not there or no pictures, and on options
@@ -62,6 +69,8 @@ class Request:
             if file is not None:
                 open_picture(option, file)
         self._check_background()
+        self._check_layout()
+        self._check_aggregate()
         self.noise()
 
     def known(self) -> list[dict[str, Any]]:
@@ -91,18 +100,53 @@ class Request:
         if self.guidance != 1:
             raise ValueError(f"--guidance must be 1 beside --background-of, got {self.guidance:g}")
 
+    def _check_layout(self) -> None:
+        """Raises ValueError on a layout that nothing follows, and on the reverse."""
+        for guide in self.guides:
+            if guide not in GUIDES:
+                raise ValueError(f"--guide must be one of {', '.join(GUIDES)}, got {guide!r}")
+        if self.layout is None:
+            for option, value in (("--tickets", self.tickets), ("--guide", ", ".join(self.guides))):
+                if value:
+                    raise ValueError(f"{option} must come with --layout, got {value} alone")
+            return
+        if self.tickets is None and not self.guides:
+            raise ValueError(f"--layout must come with --tickets or --guide, got {self.layout} alone")
+        if self.background_of is not None:
+            raise ValueError("--layout must not be given beside --background-of")
+
+    def _check_aggregate(self) -> None:
+        """Raises ValueError on what several checkpoints cannot draw together."""
+        if not self.aggregate:
+            return
+        if len(self.aggregate) > 2:
+            raise ValueError(f"--aggregate must be given once or twice, got {len(self.aggregate)} times")
+        others = {
+            "--start-image": self.start_image, "--background-of": self.background_of,
+            "--layout": self.layout, "--offload": self.offload,
+        }  # fmt: skip
+        for option, value in others.items():
+            if value:
+                raise ValueError(f"{option} must not be given beside --aggregate")
+        if self.scheduler not in ("ddim", "ddpm"):
+            raise ValueError(f"--scheduler must be ddim or ddpm beside --aggregate, got {self.scheduler}")
+        if self.aggregate_steps > self.steps:
+            raise ValueError(
+                f"--aggregate-steps must be at most --steps {self.steps}, got {self.aggregate_steps}"
+            )
+
     def noise(self) -> Initializer | None:
         """What couples a gallery's pictures. Raises ValueError, naming the option, where nothing can."""
-        if self.coupling is None and not self.contrastive:
+        if self.coupling is None and not self.contrastive and self.layout is None:
             return None
         from .coupled import initializer_of
 
-        return initializer_of(self.coupling, contrastive=self.contrastive, count=self.count)
+        return initializer_of(self)
 
     def noise_of(self, gallery: Gallery, picture: int) -> dict[str, Any]:
         """What a recipe says of a picture's noise: a coupled one is a place in its gallery's single draw."""
         name = self.coupling or (self.background_of and "repulsive")
-        if name is None and not self.contrastive:
+        if name is None and not self.contrastive and self.layout is None:
             return {"seed": gallery.seed + picture, "coupling": None}
         file = Path(name or "")
         coupling = named_file(file) if file.suffix == ".safetensors" else name
@@ -133,3 +177,19 @@ def named_file(file: Path | None) -> dict[str, str] | None:
     for each in files:
         digest.update(each.read_bytes())
     return {"file": str(file), "sha256": digest.hexdigest()}
+
+
+def read_aggregate(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """CHECKPOINT:WEIGHT as its two parts. Raises ValueError on anything else."""
+    found = []
+    for text in texts:
+        name, _, weight = text.rpartition(":")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = -1.0
+        if not name or not 0 <= value <= 1:
+            rule = "CHECKPOINT:WEIGHT with a weight of the first model between 0 and 1"
+            raise ValueError(f"--aggregate must be {rule}, got {text!r}")
+        found.append((name, value))
+    return tuple(found)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,29 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
             soft_wrap=True,
         )
     settled = settle(request, facts_of_pipeline(pipeline))
-    recipes = recipes_of(request, settled, pipeline, weights=weights, device=device.type)
+    together, others = None, []
+    if request.aggregate:
+        from .aggregated import aggregate_of
+
+        together, others = aggregate_of(
+            request, settled, pipeline, device=device, condition=_condition(request)
+        )
+    recipes = recipes_of(request, settled, pipeline, weights=weights, others=others, device=device.type)
     free = next_folder("samples", recipes) if output is None and processes.is_main else output
     output = Path(processes.gather([str(free.absolute()) if free else ""])[0])
     check_output(output, recipes)
+    if request.layout is not None:
+        from .coupled import check_layout
+
+        check_layout(request, pipeline)
     call = _call(request, settled, pipeline, device=device)
     beside = Path(processes.gather([str(new_folder_beside(output)) if processes.is_main else ""])[0])
     try:
         with _notes_once(console.print if processes.is_main else None):
-            _draw(request, settled, pipeline, call, recipes, folder=beside, processes=processes)
+            _draw(
+                request, settled, pipeline, call, recipes, folder=beside, processes=processes,
+                together=together,
+            )  # fmt: skip
             if trace:
                 processes.map(lambda _: _trace(request, settled, pipeline, call, folder=beside), [0])
         columns = min(8, request.count * max(1, 8 // request.count))  # whole galleries a row
@@ -100,6 +115,7 @@ def _draw(
     *,
     folder: Path,
     processes: Any,
+    together: Callable[[int], list[Any]] | None = None,
 ) -> None:
     """Draws and writes this process's part of the pictures."""
     from rich.progress import Progress
@@ -111,29 +127,54 @@ def _draw(
     batch_size = batch_of(pipeline, height=settled.size[0], width=settled.size[1])
     parts = share_galleries([gallery.negative is None for gallery in galleries], count, batch_size)
     condition, noise = _condition(request), request.noise()
+    gathered = itertools.chain.from_iterable
+
+    def plain(part: Sequence[int], *, advance: Callable[[int], None]) -> list[Any]:
+        return generate(
+            pipeline,
+            [galleries[i].prompt for i in part],
+            count=count,
+            class_names=[settled.classes[i] for i in part] if pipeline.start_distribution else None,
+            negative_prompts=[galleries[i].negative for i in part],
+            images=None if condition is None else [condition] * len(part),
+            start=settled.start or "mean",
+            seeds=[galleries[i].seed for i in part],
+            noise=noise,
+            batch_size=batch_size,
+            advance=advance,
+            **call,
+        )
+
+    def laid_out(place: int) -> list[Any]:
+        """A gallery whose layout is followed; of the first it is drawn what was looked at."""
+        from .placed import draw_laid_out
+
+        advance = functools.partial(progress.advance, bar)
+        return draw_laid_out(
+            request,
+            pipeline,
+            lambda: plain([place], advance=advance),
+            prompt=galleries[place].prompt,
+            folder=folder if place == 0 else None,
+        )
+
+    def advanced(pictures: list[Any]) -> list[Any]:
+        progress.advance(bar, len(pictures))
+        return pictures
 
     def draw(part: range) -> None:
         advance = functools.partial(progress.advance, bar)
         if request.background_of is not None:
-            found = [
-                _scenes(request, settled, pipeline, request.background_of, i, advance=advance) for i in part
-            ]
-            pictures = [picture for each in found for picture in each.pictures]
-        else:
-            pictures = generate(
-                pipeline,
-                [galleries[i].prompt for i in part],
-                count=count,
-                class_names=[settled.classes[i] for i in part] if pipeline.start_distribution else None,
-                negative_prompts=[galleries[i].negative for i in part],
-                images=None if condition is None else [condition] * len(part),
-                start=settled.start or "mean",
-                seeds=[galleries[i].seed for i in part],
-                noise=noise,
-                batch_size=batch_size,
-                advance=advance,
-                **call,
+            pictures = gathered(
+                _scenes(request, settled, pipeline, request.background_of, i, advance=advance).pictures
+                for i in part
             )
+        elif together is not None:
+            pictures = gathered(advanced(together(i)) for i in part)
+        elif request.layout is not None:
+            pictures = gathered(laid_out(i) for i in part)
+        else:
+            pictures = plain(part, advance=advance)
         for place, picture in enumerate(pictures, part[0] * count):
             save_picture(picture, folder, place, recipes[place])
 

@@ -77,6 +77,25 @@ class Layout:
         own = [concept for concept, _ in self.boxes]
         return list(dict.fromkeys(own + [self.background] * (self.background not in (FRESH, WINNERS))))
 
+    def fractions(self, size: tuple[int, int], *, pixels_per_latent: int = 8) -> list[tuple[str, Box]]:
+        """The boxes in fractions of a picture whose latents have this height and width.
+
+        Raises ValueError on a box outside the picture.
+        """
+        height, width = size
+        units = {
+            "fraction": (1, 1),
+            "latent": (width, height),
+            "pixel": (width * pixels_per_latent, height * pixels_per_latent),
+        }
+        wide, high = units[self.unit]
+        for concept, box in self.boxes:
+            if box[0] < 0 or box[1] < 0 or box[2] > wide or box[3] > high:
+                raise ValueError(
+                    f"box of {concept!r} must lie within 0, 0, {wide}, {high} ({self.unit}), got {_told(box)}"
+                )
+        return [(name, (x0 / wide, y0 / high, x1 / wide, y1 / high)) for name, (x0, y0, x1, y1) in self.boxes]
+
     def regions(self, size: tuple[int, int], *, block: int, pixels_per_latent: int = 8) -> Tensor:
         """Which box each block belongs to, (rows, columns) long: its index, or FREE.
 
@@ -86,16 +105,11 @@ class Layout:
         """
         height, width = size
         grid = torch.full((height // block, width // block), FREE)
+        self.fractions(size, pixels_per_latent=pixels_per_latent)  # each within the picture
         scale = {"fraction": (width, height), "latent": (1, 1), "pixel": (1 / pixels_per_latent,) * 2}
         x_scale, y_scale = scale[self.unit]
-        limits = (width / x_scale, height / y_scale)
         for index in sorted(range(len(self.boxes)), key=lambda i: -_area(self.boxes[i][1])):
             concept, (x0, y0, x1, y1) = self.boxes[index]
-            if x0 < 0 or y0 < 0 or x1 > limits[0] or y1 > limits[1]:
-                raise ValueError(
-                    f"box of {concept!r} must lie within 0, 0, {limits[0]:g}, {limits[1]:g} ({self.unit}), "
-                    f"got {_told((x0, y0, x1, y1))}"
-                )
             left, right = (math.floor(x * x_scale / block + 0.5) for x in (x0, x1))
             top, bottom = (math.floor(y * y_scale / block + 0.5) for y in (y0, y1))
             grid[top:bottom, left:right] = index

@@ -541,3 +541,36 @@ def test_two_processes_draw_the_bytes_of_one(checkpoint: Path, tmp_path: Path) -
     one = hashes(tmp_path / "one")
     assert len(one) == 63
     assert hashes(tmp_path / "two") == one
+
+
+def test_checkpoints_draw_their_first_steps_together(checkpoint: Path, tmp_path: Path) -> None:
+    call = (checkpoint, "a mug", "a shoe", "--count", 2, *QUICK)
+    invoke(*call, "-o", tmp_path / "alone")
+    invoke(*call, "--aggregate", f"{checkpoint}:1", "--aggregate-steps", 1, "-o", tmp_path / "first")
+    invoke(*call, "--aggregate", f"{checkpoint}:0.5", "--aggregate-steps", 1, "-o", tmp_path / "both")
+    alone, first, both = (
+        [pixels(Image.open(tmp_path / name / f"000{i}.png")) for i in range(4)]
+        for name in ("alone", "first", "both")
+    )
+    assert all(np.abs(a - b).max() <= 1 for a, b in zip(alone, first, strict=True))
+    assert not all(np.abs(a - b).max() <= 1 for a, b in zip(alone, both, strict=True))
+    recipe = recipe_of(tmp_path / "both" / "0003.png")
+    assert (recipe["class"], recipe["seed"]) == ("shoe", 3)
+    other = {"checkpoint": str(checkpoint), "weight": 0.5, "weights": recipe["weights"], "steps": 1}
+    assert recipe["aggregate"] == [other]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--aggregate", "B"), "--aggregate must be CHECKPOINT:WEIGHT .*got 'B'"),
+        (("--aggregate", "B:2"), "--aggregate must be CHECKPOINT:WEIGHT .*got 'B:2'"),
+        (("--aggregate", "B:1") * 3, "--aggregate must be given once or twice, got 3 times"),
+        (("--aggregate", "B:1", "--scheduler", "euler"), "--scheduler must be ddim or ddpm .*got euler"),
+        (("--aggregate", "B:1", "--steps", 2), "--aggregate-steps must be at most --steps 2, got 3"),
+        (("--aggregate", "B:1", "--offload"), "--offload must not be given beside --aggregate"),
+    ],
+)
+def test_aggregates_that_cannot_be_are_refused_at_once(options: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        invoke("no/checkpoint", "a mug", *options)

@@ -272,7 +272,10 @@ def test_nothing_runs_without_trust(there):
     assert there["ran"] == [False, True]
 
 
-@pytest.mark.parametrize("name", [name for name in inference.__all__ if name.startswith("Offset") and name.endswith("Pipeline")])
+PIPELINES = [n for n in inference.__all__ if n.startswith("Offset") and n.endswith("Pipeline")]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_the_file_defines_one_pipeline_and_needs_diffusers_alone(name, tmp_path, monkeypatch):
     source = pipeline_source(getattr(inference, name))
     for node in ast.walk(ast.parse(source)):
