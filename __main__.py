@@ -247,6 +247,37 @@ def export(
     )  # fmt: skip
 
 
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A checkpoint")],
+    second: Annotated[str, typer.Argument(help="Another")],
+    catalogue: Annotated[
+        str | None, typer.Option(help="The training pictures: are they known by heart?")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A file of prompts; default: the catalogue's captions, or the classes")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="How many each draws, two a prompt")] = 128,
+    descriptor: Annotated[
+        str | None, typer.Option(help="An SSCD file, or a CLIP folder or hub id; default: thumbnails")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine of the same picture; default: .6 for SSCD, else calibrated")
+    ] = None,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first noise; then one more each")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write")] = Path("compare"),
+) -> None:
+    """Do two checkpoints draw the same pictures from the same noise, and are those the catalogue's?"""
+    from .commands.compare import compare
+
+    compare(
+        first, second, catalogue=catalogue, prompts=prompts, pictures=pictures, descriptor=descriptor,
+        threshold=threshold, steps=steps, guidance=guidance, seed=seed, output=output,
+    )  # fmt: skip
+
+
 def main() -> None:
     try:
         app()

@@ -217,7 +217,7 @@ def main(
     pictures: Annotated[int, typer.Option(min=1)] = 16,
     images: Annotated[int, typer.Option(min=2, help="Of a gallery")] = 4,
     base: Annotated[str, typer.Option(help="A diffusers folder or hub id")] = str(TINY_BASE),
-    learning_rate: float = 0.03,
+    learning_rate: float = 0.1,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Gains a line of JSON")] = Path("runs/backgrounds.jsonl"),
@@ -245,7 +245,7 @@ def main(
         table.add_row(name, *(f"{mean[key]:.4f}" if key in mean else "-" for key in MEASURES))
     console.print(table)
     for what in ruler.missing:
-        console.print(f"left out: {what}", soft_wrap=True)
+        console.print(f"left out: {what}", soft_wrap=True, markup=False)
     line = {
         "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
         "base": Path(base).name, "device": device, "pictures": pictures, "images": images,

@@ -28,7 +28,7 @@ from onbrand.inference import load_pipeline
 from onbrand.inference.couplings import Independent
 from onbrand.inference.generate import build_sampler, sampling_with
 from onbrand.inference.layout_guidance import Paint, Soft
-from onbrand.inference.layouts import Layout
+from onbrand.inference.layouts import WINNERS, Layout
 from onbrand.inference.swap import Swap
 from onbrand.inference.tickets import TicketCollection
 from onbrand.pca import Sampler
@@ -36,7 +36,9 @@ from onbrand.train.models import TINY_BASE
 from rich.console import Console
 from rich.progress import track
 
-SEED, STEPS, GUIDANCE, NOISES = 51, 20, 3.0, 100
+SEED, STEPS, GUIDANCE, NOISES, BACKGROUND = 51, 10, 3.0, 100, 0.3
+# of the tiny base's layers the one whose first map tells best where things will stand (docs/results.md)
+LAYER = "up_blocks.1.attentions.1.transformer_blocks.0.attn2"
 CELLS = 4  # blocks a side of the tiny base
 WAYS = {
     "plain": (), "Paint": ("paint",), "Soft": ("soft",), "Swap": ("swap",), "SemI": ("tickets",),
@@ -68,7 +70,7 @@ def random_layout(index: int) -> tuple[str, Layout]:
 
 def by_kind(layout: Layout) -> Layout:
     """The same boxes for the kinds alone, which tickets are collected for."""
-    return Layout(tuple((name.split()[-1], box) for name, box in layout.boxes))
+    return Layout(tuple((name.split()[-1], box) for name, box in layout.boxes), background=WINNERS)
 
 
 def draw(
@@ -104,8 +106,9 @@ def noise_of(index: int, way: tuple[str, ...], tickets: TicketCollection) -> Any
     _, layout = random_layout(index)
     kinds, noise = by_kind(layout), Independent()
     if "tickets" in way:
-        noise = tickets.layout_noise(kinds, among=tickets.concepts if len(kinds.boxes) == 1 else None)
-    return Swap(layout, noise) if "swap" in way else noise
+        among = tickets.concepts if len(kinds.boxes) == 1 else None
+        noise = tickets.layout_noise(kinds, among=among, t_bg=BACKGROUND)
+    return Swap(layout, noise, layer=LAYER) if "swap" in way else noise
 
 
 def main(
@@ -123,7 +126,9 @@ def main(
     scheduler = build_sampler(pipeline.scheduler, Sampler("DDIMScheduler", STEPS))
     began = time.perf_counter()
     with sampling_with(pipeline, scheduler):
-        tickets = TicketCollection.build(pipeline, CLASSES, noises=NOISES, num_inference_steps=STEPS)
+        tickets = TicketCollection.build(
+            pipeline, CLASSES, noises=NOISES, num_inference_steps=STEPS, layer=LAYER
+        )
     console.print(f"{NOISES} noises, {len(CLASSES)} concepts: {time.perf_counter() - began:.0f} s")
     wanted = [
         wanted_of(random_layout(i)[1], detector.labels, colours=detector.colours) for i in range(layouts)

@@ -30,7 +30,7 @@ from onbrand.train.models import TINY_BASE
 from rich.console import Console
 from rich.progress import Progress
 
-IMAGES, SAMPLER, GUIDANCE = 4, Sampler("DDIMScheduler", 20), 3.0
+IMAGES, SAMPLER, GUIDANCE = 4, Sampler("DDIMScheduler", 10), 3.0
 REWARDS = {"ssim": ssim_diversity, "brightness": brightness_split()}
 LEARNING_SEED, HELD_OUT_SEED = 41, 43
 
@@ -86,8 +86,8 @@ def held_out(
 def main(
     out: Path,
     run: Annotated[Path | None, typer.Option(help="A finished run of the demo recipe")] = None,
-    steps: int = 200,
-    prompts: int = 200,
+    steps: int = 120,
+    prompts: int = 100,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     console = Console()

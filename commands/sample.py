@@ -7,7 +7,7 @@ import itertools
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
             soft_wrap=True,
         )
     settled = settle(request, facts_of_pipeline(pipeline))
-    together, others = None, []
+    together: Callable[[int], list[Any]] | None = None
+    others: list[str] = []
     if request.aggregate:
         from .aggregated import aggregate_of
 
@@ -164,6 +165,7 @@ def _draw(
 
     def draw(part: range) -> None:
         advance = functools.partial(progress.advance, bar)
+        pictures: Iterable[Any]
         if request.background_of is not None:
             pictures = gathered(
                 _scenes(request, settled, pipeline, request.background_of, i, advance=advance).pictures
