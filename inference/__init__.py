@@ -2,6 +2,7 @@
 
 from . import couplings
 from .aggregate import AggregatedPipeline
+from .layout_guidance import Paint, Soft
 from .load import load_pipeline
 from .mixin import OffsetPipelineMixin
 from .noise import Initializer, draw_noise
@@ -16,6 +17,7 @@ from .pipelines import (
     OffsetStableDiffusionXLPipeline,
 )
 from .start import NO_OP_BELOW, start_latents, start_share
+from .swap import Swap
 from .tickets import TicketCollection
 
 __all__ = [
@@ -31,6 +33,9 @@ __all__ = [
     "OffsetStableDiffusionXLImg2ImgPipeline",
     "OffsetStableDiffusionXLInpaintPipeline",
     "OffsetStableDiffusionXLPipeline",
+    "Paint",
+    "Soft",
+    "Swap",
     "TicketCollection",
     "couplings",
     "draw_noise",

@@ -68,7 +68,7 @@ def scenes(
     start: str = "mean",
     images: int = 4,
     optimisation_steps: int = 50,
-    learning_rate: float = 0.03,
+    learning_rate: float = 0.1,
     gradient: str = "full",
     coupling: Initializer | None = None,
     sampler: Sampler = DDIM,

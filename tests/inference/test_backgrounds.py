@@ -221,7 +221,11 @@ def test_a_turned_photo_and_its_upright_mask():
     image.getexif()[0x0112] = 6
     mask = box_mask(32, (8, 8, 16, 16)).crop((0, 0, 24, 32))
     assert ImageOps.exif_transpose(image).size == mask.size
-    assert int(object_mask(image, mask, height=32, width=24).sum()) == 64
+    upright = object_mask(image, mask, height=32, width=24)
+    assert int(upright.sum()) == 64
+    lying = mask.rotate(90, expand=True)
+    lying.getexif()[0x0112] = 6
+    assert torch.equal(object_mask(image, lying, height=32, width=24), upright)
 
 
 def test_without_a_mask_the_backdrop_tells():
