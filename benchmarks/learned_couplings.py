@@ -47,8 +47,8 @@ def learned(out: Path, pipeline: Any, name: str, *, steps: int, console: Console
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task(name, total=steps)
             coupling = learn_coupling(
-                pipeline, prompts, REWARDS[name], images=IMAGES, steps=steps, prompts_per_step=2,
-                learning_rate=0.03, sampler=SAMPLER, guidance_scale=GUIDANCE, seed=LEARNING_SEED,
+                pipeline, prompts, REWARDS[name], images=IMAGES, steps=steps, prompts_per_step=3,
+                learning_rate=0.05, sampler=SAMPLER, guidance_scale=GUIDANCE, seed=LEARNING_SEED,
                 advance=lambda count: progress.advance(bar, count),
             )  # fmt: skip
         coupling.save(file)
@@ -86,7 +86,7 @@ def held_out(
 def main(
     out: Path,
     run: Annotated[Path | None, typer.Option(help="A finished run of the demo recipe")] = None,
-    steps: int = 120,
+    steps: int = 200,
     prompts: int = 100,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)

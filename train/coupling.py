@@ -45,6 +45,7 @@ def learn_coupling(
 
     Each step draws fresh z (M, C, h, w) for each of its prompts, makes the gallery of eps = A z, and takes a
     step of Adam along the gradient's part at right angles to A's rows, which are scaled back to unit norm.
+    learning_rate: of the first step; it falls to zero by a cosine.
     prompts: every one is used before any is used again; reward: of pixels (N, 3, H, W) in [0, 1];
     images, noises: N and M, N if None; init: A's rows are those of the identity (M at least N) or random;
     class_names: one a prompt; seed: of A, z, the prompts' order and the sampler's own noise; height, width:
@@ -60,6 +61,8 @@ def learn_coupling(
     generator = torch.Generator().manual_seed(seed)
     matrix = _first_matrix(images, images if noises is None else noises, init, generator)
     optimizer = torch.optim.Adam([matrix], lr=learning_rate, maximize=True)
+    # down to zero, for the last matrix would else shake with the last prompts' noise
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     order, history = _order(len(prompts), generator), []
     how |= {"sampler": sampler, "guidance_scale": guidance_scale}
     for _ in range(steps):
@@ -79,6 +82,7 @@ def learn_coupling(
         history.append(sum(rewards) / prompts_per_step)
         matrix.grad = along_sphere(gradient, matrix.detach())
         optimizer.step()
+        decay.step()
         with torch.no_grad():
             matrix.copy_(functional.normalize(matrix, dim=1))
         advance(1)

@@ -106,3 +106,29 @@ def test_through_diffusers_own_pipelines(form, scheduler, tiny, monkeypatch):
     scaled = pipe.scheduler.scale_model_input(scaled, pipe.scheduler.timesteps[0])
     torch.testing.assert_close(seen, scaled)
     assert seen.sum(0).abs().max() < 1e-5
+
+
+def test_through_a_pipeline_of_stable_diffusion_3s_form():
+    torch.manual_seed(0)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=1, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=16,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        sample_size=16, block_out_channels=(4,), layers_per_block=1, latent_channels=4, norm_num_groups=1,
+        use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06, scaling_factor=1.5,
+    )  # fmt: skip
+    texts = {f"{kind}{i}": None for kind in ("text_encoder", "tokenizer") for i in ("", "_2", "_3")}
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=scheduler, **texts)
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+    transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    latents = Repulsive().draw(3, (4, 8, 8), seeded())
+    embeds = {"prompt_embeds": torch.randn(1, 5, 32), "pooled_prompt_embeds": torch.randn(1, 16)}
+    size = {"height": 8, "width": 8, "num_images_per_prompt": 3}
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
+    assert pipe(latents=latents, **embeds, **size, **call).images.shape == (3, 8, 8, 3)
+    assert torch.equal(seen[0], latents)
