@@ -144,6 +144,7 @@ def main(
             for part in track(parts, name, console=console, transient=True):
                 pictures += draw(pipeline, part, way, tickets, weights)
         seconds = time.perf_counter() - began
+        np.savez_compressed(out / f"{name.replace(' ', '')}.npz", np.stack([np.asarray(p) for p in pictures]))
         detections = detector(pictures)
         scores = layout_scores(detections, wanted)
         shown = [with_boxes(picture, random_layout(i)[1].boxes) for i, picture in enumerate(pictures[:32])]
