@@ -27,10 +27,10 @@ from onbrand.evaluation.layout_pictures import with_boxes
 from onbrand.inference import load_pipeline
 from onbrand.inference.couplings import Independent
 from onbrand.inference.generate import build_sampler, sampling_with
-from onbrand.inference.layout_guidance import Paint, Soft
-from onbrand.inference.layouts import WINNERS, Layout
-from onbrand.inference.swap import Swap
-from onbrand.inference.tickets import TicketCollection
+from onbrand.inference.tickets.collection import TicketCollection
+from onbrand.inference.tickets.guidance import Paint, Soft
+from onbrand.inference.tickets.layouts import WINNERS, Layout
+from onbrand.inference.tickets.swap import Swap
 from onbrand.pca import Sampler
 from onbrand.train.models import TINY_BASE
 from rich.console import Console

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from onbrand.data.studio import CLASSES
 from onbrand.inference import OffsetStableDiffusionPipeline, TicketCollection
-from onbrand.inference.ticket_blocks import seeded_noise
+from onbrand.inference.tickets.blocks import seeded_noise
 from onbrand.train.models import TINY_BASE
 from rich.console import Console
 from rich.table import Table

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..inference.aggregate import AggregatedPipeline
+from ..inference.aggregation.pipeline import AggregatedPipeline
 from ..inference.generate import build_sampler
 from ..inference.load import load_pipeline
 from ..train.models import resolve_base

@@ -12,12 +12,12 @@ import torch
 
 from ..inference import couplings
 from ..inference.contrastive import ContrastiveNoise
-from ..inference.layout_guidance import Paint, Soft
-from ..inference.layouts import Layout
 from ..inference.learned import LearnedCoupling
 from ..inference.noise import Initializer
-from ..inference.swap import Swap
-from ..inference.tickets import TicketCollection
+from ..inference.tickets.collection import TicketCollection
+from ..inference.tickets.guidance import Paint, Soft
+from ..inference.tickets.layouts import Layout
+from ..inference.tickets.swap import Swap
 from .request import Request
 
 
@@ -45,8 +45,8 @@ def initializer_of(request: Request) -> Initializer:
 
 def check_layout(request: Request, pipeline: Any) -> None:
     """Raises ValueError, naming the option, on tickets of another model and words that no prompt has."""
-    from ..inference.concept_tokens import concept_positions
     from ..inference.text import tokenizers
+    from ..inference.tickets.concept_tokens import concept_positions
 
     if request.layout is None:
         return

@@ -10,11 +10,11 @@ from PIL import Image
 
 from ..evaluation.contact_sheet import contact_sheet
 from ..evaluation.layout_pictures import attention_rows, with_boxes
-from ..inference.attention_maps import capture_maps, find_layer
-from ..inference.concept_tokens import concept_positions
-from ..inference.first_pass import normalised, plain_unet
-from ..inference.layouts import Layout
 from ..inference.text import tokenizers
+from ..inference.tickets.attention_maps import capture_maps, find_layer
+from ..inference.tickets.concept_tokens import concept_positions
+from ..inference.tickets.first_pass import normalised, plain_unet
+from ..inference.tickets.layouts import Layout
 from .coupled import guided
 from .request import Request
 

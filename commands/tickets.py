@@ -34,8 +34,8 @@ def tickets(
     from rich.progress import Progress
 
     from ..inference.load import load_pipeline
-    from ..inference.ticket_setting import check_concepts, texts_of
-    from ..inference.tickets import ABOUT, TicketCollection
+    from ..inference.tickets.collection import ABOUT, TicketCollection
+    from ..inference.tickets.setting import check_concepts, texts_of
     from ..train.models import resolve_base
 
     known = TicketCollection.load(output) if (output / ABOUT).is_file() else None

@@ -1,8 +1,7 @@
 """From weights, a start distribution and initial noise to pictures."""
 
 from . import couplings
-from .aggregate import AggregatedPipeline
-from .layout_guidance import Paint, Soft
+from .aggregation.pipeline import AggregatedPipeline
 from .load import load_pipeline
 from .mixin import OffsetPipelineMixin
 from .noise import Initializer, draw_noise
@@ -17,8 +16,9 @@ from .pipelines import (
     OffsetStableDiffusionXLPipeline,
 )
 from .start import NO_OP_BELOW, start_latents, start_share
-from .swap import Swap
-from .tickets import TicketCollection
+from .tickets.collection import TicketCollection
+from .tickets.guidance import Paint, Soft
+from .tickets.swap import Swap
 
 __all__ = [
     "NO_OP_BELOW",

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onbrand.__main__ import app
-from onbrand.inference.layouts import Layout
-from onbrand.inference.tickets import TicketCollection
+from onbrand.inference.tickets.collection import TicketCollection
+from onbrand.inference.tickets.layouts import Layout
 from PIL import Image
 from typer.testing import CliRunner
 

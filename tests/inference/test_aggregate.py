@@ -20,8 +20,8 @@ from onbrand.inference import (
     AggregatedPipeline,
     OffsetStableDiffusionControlNetPipeline,
     OffsetStableDiffusionPipeline,
-    aggregate,
 )
+from onbrand.inference.aggregation import pipeline as aggregate
 from onbrand.pca import StartDistribution
 from PIL import Image
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
 from diffusers.schedulers import scheduling_ddim, scheduling_ddpm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onbrand.inference.aggregation_step import (
+from onbrand.inference.aggregation.step import (
     KINDS,
     PAPER,
     coefficients,

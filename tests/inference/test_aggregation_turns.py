@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from onbrand.inference import AggregatedPipeline
-from onbrand.inference.aggregation_turns import Turns
+from onbrand.inference.aggregation.turns import Turns
 from peft import LoraConfig
 
 STEPS = 4

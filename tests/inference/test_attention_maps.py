@@ -3,8 +3,8 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from onbrand.inference.attention_maps import capture_maps, cross_attentions, find_layer
-from onbrand.inference.shared_beginning import SharedBeginning, shares_beginning
+from onbrand.inference.tickets.attention_maps import capture_maps, cross_attentions, find_layer
+from onbrand.inference.tickets.shared_beginning import SharedBeginning, shares_beginning
 
 SD_LAYER = "down_blocks.2.attentions.1.transformer_blocks.0.attn2"
 TINY_LAYER = "down_blocks.2.attentions.0.transformer_blocks.0.attn2"

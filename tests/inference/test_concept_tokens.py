@@ -1,7 +1,7 @@
 """Concepts among a prompt's tokens: spellings, words, what is cut off."""
 
 import pytest
-from onbrand.inference.concept_tokens import concept_positions
+from onbrand.inference.tickets.concept_tokens import concept_positions
 from transformers import CLIPTokenizer
 
 

@@ -18,9 +18,9 @@ from onbrand.inference import (
     Paint,
     Soft,
 )
-from onbrand.inference.attention_maps import cross_attentions
-from onbrand.inference.layout_guidance import bump, filled, largest_logit, noise_deviation
-from onbrand.inference.layouts import Layout
+from onbrand.inference.tickets.attention_maps import cross_attentions
+from onbrand.inference.tickets.guidance import bump, filled, largest_logit, noise_deviation
+from onbrand.inference.tickets.layouts import Layout
 from peft import LoraConfig
 from PIL import Image
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onbrand.inference import OffsetStableDiffusionPipeline
-from onbrand.inference.layout_noise import LayoutNoise, pick
-from onbrand.inference.layouts import FREE, Layout, covered
-from onbrand.inference.ticket_blocks import cut, paste
+from onbrand.inference.tickets.blocks import cut, paste
+from onbrand.inference.tickets.layout_noise import LayoutNoise, pick
+from onbrand.inference.tickets.layouts import FREE, Layout, covered
 
 SHAPE, BLOCK = (4, 16, 24), 4
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from onbrand.inference.paused_call import PausedCall, Stopped
+from onbrand.inference.aggregation.paused_call import PausedCall, Stopped
 
 
 def test_turns_are_taken_one_after_the_other():

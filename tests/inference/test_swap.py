@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onbrand.inference import OffsetStableDiffusionPipeline, OffsetStableDiffusionXLPipeline, Soft, Swap
-from onbrand.inference.attention_maps import capture_maps
 from onbrand.inference.contrastive import ContrastiveNoise
 from onbrand.inference.couplings import Independent, Repulsive
-from onbrand.inference.layout_noise import LayoutNoise
-from onbrand.inference.layouts import Layout
 from onbrand.inference.start import start_latents
-from onbrand.inference.swap import rearrangement
-from onbrand.inference.ticket_blocks import cut
+from onbrand.inference.tickets.attention_maps import capture_maps
+from onbrand.inference.tickets.blocks import cut
+from onbrand.inference.tickets.layout_noise import LayoutNoise
+from onbrand.inference.tickets.layouts import Layout
+from onbrand.inference.tickets.swap import rearrangement
 from onbrand.pca import StartDistribution
 
 PROMPT = "a mug a hat"

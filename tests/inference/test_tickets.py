@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onbrand.data.processes import Processes
 from onbrand.inference import OffsetStableDiffusionPipeline, OffsetStableDiffusionXLPipeline, TicketCollection
-from onbrand.inference.attention_maps import capture_maps
-from onbrand.inference.layouts import Layout
-from onbrand.inference.ticket_blocks import seeded_noise
-from onbrand.inference.ticket_setting import Setting, texts_of
+from onbrand.inference.tickets.attention_maps import capture_maps
+from onbrand.inference.tickets.blocks import seeded_noise
+from onbrand.inference.tickets.layouts import Layout
+from onbrand.inference.tickets.setting import Setting, texts_of
 from onbrand.pca import StartDistribution
 from onbrand.train.models import TINY_BASE
 

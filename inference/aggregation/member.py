@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .aggregation_step import mean_of_step
-from .noise import Generators, Initializer, draw_noise
+from ..noise import Generators, Initializer, draw_noise
+from .step import mean_of_step
 
 HandOver = Callable[[tuple[Tensor, Tensor]], Tensor]
 

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .aggregation_checks import check_arguments, check_pipelines, check_schedules, size_of
-from .aggregation_member import DrawnOnce, Member
-from .aggregation_step import PAPER, check_step_sizes, check_weights, combine, correct
-from .aggregation_turns import Adapters, Turns, check_adapters, free_hooks
-from .noise import Generators, Initializer
+from ..noise import Generators, Initializer
+from .checks import check_arguments, check_pipelines, check_schedules, size_of
+from .member import DrawnOnce, Member
 from .paused_call import PausedCall
+from .step import PAPER, check_step_sizes, check_weights, combine, correct
+from .turns import Adapters, Turns, check_adapters, free_hooks
 
 # what looks on or says how the result is wanted, which is the first model's
 OF_THE_FIRST = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")

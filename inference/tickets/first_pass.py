@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pca.distribution import StartDistribution
-from .choice import StartChoice, check_choice, choose_start
-from .start import at_first_step, start_latents
-from .text import pooled_text
+from ...pca.distribution import StartDistribution
+from ..choice import StartChoice, check_choice, choose_start
+from ..start import at_first_step, start_latents
+from ..text import pooled_text
 
 
 def plain_unet(pipeline: Any) -> Any:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..noise import Initializer
 from .attention_maps import capture_maps, find_layer
+from .blocks import cut, paste
 from .first_pass import normalised, plain_unet
-from .layout_guidance import words_in
+from .guidance import words_in
 from .layouts import WINNERS, Layout, covered
-from .noise import Initializer
-from .ticket_blocks import cut, paste
 
 
 @dataclass(frozen=True)

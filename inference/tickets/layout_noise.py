@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..noise import Initializer
+from .blocks import cut, paste
 from .layouts import Layout, covered
-from .noise import Initializer
-from .ticket_blocks import cut, paste
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..text import tokenizers
 from .attention_maps import cross_attentions
 from .concept_tokens import concept_positions
 from .first_pass import expanded, plain_unet
 from .layouts import Box, Layout
-from .text import tokenizers
 
 Strength = Callable[[Any, int, float], float]
 Mask = Callable[[Box, int, int], Tensor]

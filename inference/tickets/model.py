@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..text import tokenizers
 from .attention_maps import capture_maps
+from .blocks import seeded_noise
 from .first_pass import conditioning, first_seen, normalised, plain_unet, start_of
-from .text import tokenizers
-from .ticket_blocks import seeded_noise
-from .ticket_setting import Setting
+from .setting import Setting
 
 WORD = "product"
 TOLERANCE = 0.05  # RMS on the scale of scores, [0, 1]: casts of one model agree within it

@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from ..pca.fingerprint import COMPARED, TOLERANCE, vae_fingerprint
-from .aggregation_step import check_scheduler
-from .start import at_first_step
+from ...pca.fingerprint import COMPARED, TOLERANCE, vae_fingerprint
+from ..start import at_first_step
+from .step import check_scheduler
 
 PARTS = ("vae", "unet", "scheduler")
 

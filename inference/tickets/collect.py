@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..pca.statistics import write_whole
+from ...pca.statistics import write_whole
+from ..text import tokenizers
 from .attention_maps import capture_maps
+from .blocks import seeded_noise
 from .concept_tokens import concept_positions
 from .first_pass import conditioning, expanded, first_seen, normalised, plain_unet, start_of
+from .setting import Setting
 from .shared_beginning import SharedBeginning, shares_beginning
-from .text import tokenizers
-from .ticket_blocks import seeded_noise
-from .ticket_setting import Setting
 
 Part = tuple[list[int], dict[str, tuple[str, ...]]]  # seeds; texts, each with the concepts it is read for
 TEXTS_AT_ONCE = 64  # a part of the work: a batch of noises under this many texts

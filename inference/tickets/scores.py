@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .collect import Part, Scores
-from .ticket_setting import pair_texts
+from .setting import pair_texts
 
 
 class SharesWork(Protocol):

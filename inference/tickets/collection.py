@@ -15,17 +15,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..pca.statistics import write_whole
+from ...pca.statistics import write_whole
+from ..generate import batch_that_fits
+from ..noise import Initializer
+from .blocks import Tickets, above, averages, choose, cut, seeded_noise, winning, worst_score
 from .collect import Scores
 from .first_pass import first_timestep
-from .generate import batch_that_fits
 from .layout_noise import LayoutNoise
 from .layouts import WINNERS, Layout, covered
-from .noise import Initializer
-from .ticket_blocks import Tickets, above, averages, choose, cut, seeded_noise, winning, worst_score
-from .ticket_model import check_model, ticket_fingerprint
-from .ticket_scores import SharesWork, complete, enlarged
-from .ticket_setting import Setting, check_concepts
+from .model import check_model, ticket_fingerprint
+from .scores import SharesWork, complete, enlarged
+from .setting import Setting, check_concepts
 
 SCORES, ABOUT = "scores.safetensors", "tickets.json"
 

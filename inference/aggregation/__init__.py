@@ -1,0 +1,1 @@
+"""Several pipelines draw the first steps of one picture together."""
