@@ -131,7 +131,9 @@ def sample(
         list[str] | None,
         typer.Option(metavar="CHECKPOINT:WEIGHT", help="Draw the first steps with this model too (AMDM)"),
     ] = None,
-    aggregate_steps: Annotated[int, typer.Option(min=1, help="How many steps they share")] = 3,
+    aggregate_steps: Annotated[
+        int | None, typer.Option(min=1, help="How many steps they share; default: 3")
+    ] = None,
     background_of: Annotated[
         Path | None, typer.Option(help="Keep this picture's object and draw new scenes around it")
     ] = None,
@@ -139,8 +141,8 @@ def sample(
         Path | None, typer.Option(help="Where that object is, in white; default: found by its backdrop")
     ] = None,
     optimisation_steps: Annotated[
-        int, typer.Option(min=0, help="That keep the object: more are truer, with less new around it")
-    ] = 50,
+        int | None, typer.Option(min=0, help="That keep the object, more are truer; default: 50")
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),

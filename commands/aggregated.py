@@ -8,10 +8,11 @@ from typing import Any
 from PIL import Image
 
 from ..inference.aggregation.pipeline import AggregatedPipeline
-from ..inference.generate import build_sampler
+from ..inference.generate import batch_of, build_sampler
 from ..inference.load import load_pipeline
 from ..train.models import resolve_base
-from .recipes import weights_digest
+from .coupled import initializer_of
+from .recipes import start_digest, weights_digest
 from .request import Request
 
 Draw = Callable[[int], list[Image.Image]]
@@ -19,8 +20,8 @@ Draw = Callable[[int], list[Image.Image]]
 
 def aggregate_of(
     request: Request, settled: Any, pipeline: Any, *, device: Any, condition: Any
-) -> tuple[Draw, list[str]]:
-    """What draws the gallery at a place, and the digests of the other checkpoints' weights.
+) -> tuple[Draw, list[dict[str, Any]]]:
+    """What draws the gallery at a place, and what a recipe says of each other checkpoint.
 
     Raises ValueError, naming the option, on checkpoints that do not belong together.
     """
@@ -29,12 +30,25 @@ def aggregate_of(
     others = []
     for name, _ in request.aggregate:
         other = load_pipeline(resolve_base(name), torch_dtype=pipeline.unet.dtype)
+        if hasattr(other, "controlnet"):
+            raise ValueError(f"--aggregate must name checkpoints without a ControlNet, got {name}")
         others.append(other.to(device))
-    digests = [weights_digest(other) for other in others]
+    factor = pipeline.vae_scale_factor
+    size = (settled.size[0] // factor, settled.size[1] // factor)
+    starts = [_start(other, request) for other in others]
+    told = [
+        {
+            "weights": weights_digest(other),
+            "start_distribution": start_digest(other.start_distribution, size),
+            "start": start,
+        }
+        for other, start in zip(others, starts, strict=True)
+    ]
+    starts = [None if pipeline.start_distribution is None else settled.start, *starts]
     pipelines = [pipeline, *others]
     try:
         aggregated = AggregatedPipeline(
-            pipelines, [weight for _, weight in request.aggregate], request.aggregate_steps
+            pipelines, [weight for _, weight in request.aggregate], request.shared_steps
         )
     except ValueError as error:
         raise ValueError(f"--aggregate: {error}") from error
@@ -45,39 +59,44 @@ def aggregate_of(
     ]
 
     def draw(place: int) -> list[Image.Image]:
-        gallery, noise, count = request.galleries[place], request.noise(), request.count
+        height, width = settled.size
+        gallery, noise, count = request.galleries[place], initializer_of(request), request.count
         for each, scheduler in zip(pipelines, schedulers, strict=True):
             each.scheduler = scheduler
             each.set_progress_bar_config(disable=True)
         generators: Any = [torch.Generator().manual_seed(gallery.seed + j) for j in range(count)]
         shared = {} if gallery.negative is None else {"negative_prompt": gallery.negative}
-        calls = [_own(each, settled, place) for each in pipelines]
+        calls = [
+            _own(each, start, settled.classes[place]) for each, start in zip(pipelines, starts, strict=True)
+        ]
         if condition is not None:
             calls[0]["image"] = condition
-        try:
-            return aggregated(
-                gallery.prompt,
-                calls=calls,
-                num_inference_steps=request.steps,
-                num_images_per_prompt=count,
-                guidance_scale=request.guidance,
-                height=settled.size[0],
-                width=settled.size[1],
-                generator=generators if noise is None else generators[0],
-                noise=noise,
-                **shared,
-            ).images
-        except ValueError as error:
-            raise ValueError(f"--aggregate: {error}") from error
+        pictures: list[Image.Image] = []
+        at_a_time = count if noise is not None else batch_of(pipeline, height=height, width=width)
+        for first in range(0, count, at_a_time):
+            own = generators[first : first + at_a_time]
+            try:
+                pictures += aggregated(
+                    gallery.prompt, calls=calls, num_inference_steps=request.steps,
+                    num_images_per_prompt=len(own), guidance_scale=request.guidance, height=height,
+                    width=width, generator=own if noise is None else own[0], noise=noise, **shared,
+                ).images  # fmt: skip
+            except ValueError as error:
+                raise ValueError(f"--aggregate: {error}") from error
+        return pictures
 
-    return draw, digests
+    return draw, told
 
 
-def _own(pipeline: Any, settled: Any, place: int) -> dict[str, Any]:
-    """Class and start for a pipeline that knows them; a class that it does not have is left to the prompt."""
+def _start(pipeline: Any, request: Request) -> str | None:
+    """What another checkpoint starts from: as asked, else as it was made; None where it has no start."""
     start = pipeline.start_distribution
+    return None if start is None else request.start or start.default_start
+
+
+def _own(pipeline: Any, start: str | None, class_name: str | None) -> dict[str, Any]:
+    """Class and start for a pipeline that knows them; a class that it does not have is left to the prompt."""
     if start is None:
         return {}
-    name = settled.classes[place]
-    how = settled.start if settled.start in ("mean", "draw", "none") else start.default_start
-    return {"start": how, "class_name": name if name in start.class_names else None}
+    known = pipeline.start_distribution.class_names
+    return {"start": start, "class_name": class_name if class_name in known else None}

@@ -82,6 +82,8 @@ def facts_of_pipeline(pipeline: Any) -> Facts:
 def settle(request: Request, facts: Facts) -> Settled:
     """What the request comes to. Raises ValueError, naming the option, on what this checkpoint cannot do."""
     name, plain = request.checkpoint, facts.start is None
+    if facts.has_controlnet and request.background_of is not None:
+        raise ValueError(f"--background-of must not be given for {name}, which has a ControlNet")
     if facts.has_controlnet and request.condition is None:
         raise ValueError(f"--condition must be a picture for {name}, which has a ControlNet, got none")
     if request.condition is not None and not facts.has_controlnet:

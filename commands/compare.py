@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..configs import config_of
-from .console import best_device, quiet_console
+from .console import best_device, notes_once, quiet_console, quiet_log
 from .prompts import read_galleries
 
 NOISES = 2  # of each prompt: pictures of one prompt from different noises are what a threshold must part
@@ -71,11 +71,15 @@ def compare(
 
     if pictures < 2 * NOISES:
         raise ValueError(f"--pictures must be at least {2 * NOISES}, got {pictures}")
-    models = {name: load_pipeline(resolve_base(name)) for name in dict.fromkeys((first, second))}
+    with quiet_log():
+        models = {name: load_pipeline(resolve_base(name)) for name in dict.fromkeys((first, second))}
+    for name, pipeline in models.items():
+        if hasattr(pipeline, "controlnet"):
+            raise ValueError(f"checkpoint must be one without a ControlNet, got {name}")
     shown = None if catalogue is None else _open(catalogue, side=max(models[first]._size(None, None)))
     asked = _asked(models[first], first, shown, prompts=prompts, count=pictures // NOISES)
     drawn: dict[str, list[Any]] = {}
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True) as progress, notes_once(console.print):
         bar = progress.add_task("drawing", total=len(models) * len(asked) * NOISES)
         for name, pipeline in models.items():
             drawn[name] = _draw(
@@ -141,6 +145,10 @@ def _asked(pipeline: Any, name: str, catalogue: Any, *, prompts: Path | None, co
     start = pipeline.start_distribution
     if prompts is not None:
         rows = read_galleries([f"@{prompts}"], count=1, class_name=None, negative=None, seed=0)
+        if any(row.negative is not None or row.seed != i for i, row in enumerate(rows)):
+            raise ValueError(
+                f"--prompts must say prompt and class alone, got seeds or negatives in {prompts}"
+            )
         found = [Asked(row.prompt, row.class_name) for row in rows]
     elif catalogue is not None:
         shown = [Asked(caption, picture.class_name) for caption, picture in

@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+
+SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
 
 
 def best_device() -> str:
@@ -34,3 +40,34 @@ def quiet_console() -> Console:
         library.disable_progress_bar()
     datasets.disable_progress_bars()
     return Console()
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """The package's log at errors alone: what else it says on loading is said by the command."""
+    logger = logging.getLogger("onbrand")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def notes_once(say: Callable[..., None] | None) -> Iterator[None]:
+    """Says each of this package's warnings once, as a line; other libraries' warnings are left alone."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+        warnings.filterwarnings("always", category=UserWarning, module="onbrand")
+
+        def show(message: Any, category: Any, filename: str, *others: Any, **named: Any) -> None:
+            if Path(filename).parent not in SPEAKERS:
+                plain(message, category, filename, *others, **named)
+            elif str(message) not in said and say is not None:
+                said.add(str(message))
+                say(f"note: {message}", soft_wrap=True)
+
+        warnings.showwarning = show
+        yield

@@ -24,7 +24,7 @@ Recipe = dict[str, Any]
 
 
 def recipes_of(
-    request: Request, settled: Settled, pipeline: Any, *, weights: str, others: list[str], device: str
+    request: Request, settled: Settled, pipeline: Any, *, weights: str, others: list[Recipe], device: str
 ) -> list[Recipe]:
     """Of each picture all that it takes to draw it again, as JSON knows it."""
     own = pipeline.scheduler.config
@@ -48,13 +48,13 @@ def recipes_of(
         "condition": named_file(request.condition),
         "background_of": named_file(request.background_of),
         "mask": named_file(request.mask),
-        "optimisation_steps": request.optimisation_steps if request.background_of else None,
+        "optimisation_steps": request.refining_steps if request.background_of else None,
         "layout": named_file(request.layout),
         "tickets": named_file(request.tickets),
         "guides": list(request.guides),
         "aggregate": [
-            {"checkpoint": name, "weight": weight, "weights": digest, "steps": request.aggregate_steps}
-            for (name, weight), digest in zip(request.aggregate, others, strict=True)
+            {"checkpoint": name, "weight": weight, "steps": request.shared_steps, **other}
+            for (name, weight), other in zip(request.aggregate, others, strict=True)
         ],
         "lora": named_file(request.lora),
         "lora_strength": None if request.lora is None else request.lora_strength,

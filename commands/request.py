@@ -6,12 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .prompts import Gallery
-
-if TYPE_CHECKING:
-    from ..inference.noise import Initializer
 
 GUIDES = ("soft", "paint", "swap")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -41,12 +38,12 @@ class Request:
     contrastive: int = 0
     background_of: Path | None = None
     mask: Path | None = None
-    optimisation_steps: int = 50
+    optimisation_steps: int | None = None
     layout: Path | None = None
     tickets: Path | None = None
     guides: tuple[str, ...] = ()
     aggregate: tuple[tuple[str, float], ...] = ()
-    aggregate_steps: int = 3
+    aggregate_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError, naming the option, on files that are not there or no pictures, and on options
@@ -71,7 +68,10 @@ class Request:
         self._check_background()
         self._check_layout()
         self._check_aggregate()
-        self.noise()
+        if self.draws_noise:
+            from .coupled import check_files
+
+            check_files(self)
 
     def known(self) -> list[dict[str, Any]]:
         """What is known before the checkpoint is opened of each picture's recipe."""
@@ -85,8 +85,9 @@ class Request:
     def _check_background(self) -> None:
         """Raises ValueError on options that new backgrounds have no use for."""
         if self.background_of is None:
-            if self.mask is not None:
-                raise ValueError(f"--mask must come with --background-of, got {self.mask} alone")
+            for option, value in (("--mask", self.mask), ("--optimisation-steps", self.optimisation_steps)):
+                if value is not None:
+                    raise ValueError(f"{option} must come with --background-of, got {value} alone")
             return
         others = {
             "--start-image": self.start_image, "--condition": self.condition, "--offload": self.offload,
@@ -118,6 +119,10 @@ class Request:
     def _check_aggregate(self) -> None:
         """Raises ValueError on what several checkpoints cannot draw together."""
         if not self.aggregate:
+            if self.aggregate_steps is not None:
+                raise ValueError(
+                    f"--aggregate-steps must come with --aggregate, got {self.aggregate_steps} alone"
+                )
             return
         if len(self.aggregate) > 2:
             raise ValueError(f"--aggregate must be given once or twice, got {len(self.aggregate)} times")
@@ -130,23 +135,38 @@ class Request:
                 raise ValueError(f"{option} must not be given beside --aggregate")
         if self.scheduler not in ("ddim", "ddpm"):
             raise ValueError(f"--scheduler must be ddim or ddpm beside --aggregate, got {self.scheduler}")
-        if self.aggregate_steps > self.steps:
+        if self.shared_steps > self.steps:
             raise ValueError(
-                f"--aggregate-steps must be at most --steps {self.steps}, got {self.aggregate_steps}"
+                f"--aggregate-steps must be at most --steps {self.steps}, got {self.shared_steps}"
             )
 
-    def noise(self) -> Initializer | None:
-        """What couples a gallery's pictures. Raises ValueError, naming the option, where nothing can."""
-        if self.coupling is None and not self.contrastive and self.layout is None:
-            return None
-        from .coupled import initializer_of
+    @property
+    def shared_steps(self) -> int:
+        """How many steps an aggregate takes together."""
+        return 3 if self.aggregate_steps is None else self.aggregate_steps
 
-        return initializer_of(self)
+    @property
+    def refining_steps(self) -> int:
+        """How many steps keep the object before new backgrounds."""
+        return 50 if self.optimisation_steps is None else self.optimisation_steps
+
+    @property
+    def draws_noise(self) -> bool:
+        """Whether an initializer draws the noise, instead of each picture's own seed."""
+        return self.coupling is not None or self.contrastive > 0 or self.layout is not None
+
+    def unlike_a_trace(self) -> str | None:
+        """The first option whose pictures a trace would not show."""
+        options = {
+            "--coupling": self.coupling, "--contrastive": self.contrastive, "--layout": self.layout,
+            "--aggregate": self.aggregate, "--background-of": self.background_of,
+        }  # fmt: skip
+        return next((option for option, value in options.items() if value), None)
 
     def noise_of(self, gallery: Gallery, picture: int) -> dict[str, Any]:
         """What a recipe says of a picture's noise: a coupled one is a place in its gallery's single draw."""
         name = self.coupling or (self.background_of and "repulsive")
-        if name is None and not self.contrastive and self.layout is None:
+        if name is None and not self.draws_noise:
             return {"seed": gallery.seed + picture, "coupling": None}
         file = Path(name or "")
         coupling = named_file(file) if file.suffix == ".safetensors" else name

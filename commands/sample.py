@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .console import quiet_console
+from .console import notes_once, quiet_console, quiet_log
 from .launched import start_processes
 from .request import Request, open_picture
-
-SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
 
 
 def sample(request: Request, *, output: Path | None, trace: bool = False) -> Path:
@@ -35,6 +30,8 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
     from .recipes import recipes_of
 
     path = resolve_base(request.checkpoint)
+    if trace and (unlike := request.unlike_a_trace()):
+        raise ValueError(f"--trace must not be given beside {unlike}: it follows one picture's own noise")
     if output is not None:
         check_output(output.absolute(), request.known())
     if facts := facts_of_folder(path):
@@ -42,7 +39,7 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
     processes, device, close = start_processes()
     if request.offload and device.type == "cpu":
         raise ValueError("--offload must be left out where there is no accelerator, got a CPU")
-    with _quiet_log():
+    with quiet_log():
         pipeline, weights = open_pipeline(path, request, device=device)
     if pipeline.start_distribution is None and processes.is_main:
         console.print(
@@ -51,13 +48,14 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
         )
     settled = settle(request, facts_of_pipeline(pipeline))
     together: Callable[[int], list[Any]] | None = None
-    others: list[str] = []
+    others: list[dict[str, Any]] = []
     if request.aggregate:
         from .aggregated import aggregate_of
 
-        together, others = aggregate_of(
-            request, settled, pipeline, device=device, condition=_condition(request)
-        )
+        with quiet_log():
+            together, others = aggregate_of(
+                request, settled, pipeline, device=device, condition=_condition(request)
+            )
     recipes = recipes_of(request, settled, pipeline, weights=weights, others=others, device=device.type)
     free = next_folder("samples", recipes) if output is None and processes.is_main else output
     output = Path(processes.gather([str(free.absolute()) if free else ""])[0])
@@ -65,11 +63,11 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
     if request.layout is not None:
         from .coupled import check_layout
 
-        check_layout(request, pipeline)
+        check_layout(request, settled, pipeline)
     call = _call(request, settled, pipeline, device=device)
     beside = Path(processes.gather([str(new_folder_beside(output)) if processes.is_main else ""])[0])
     try:
-        with _notes_once(console.print if processes.is_main else None):
+        with notes_once(console.print if processes.is_main else None):
             _draw(
                 request, settled, pipeline, call, recipes, folder=beside, processes=processes,
                 together=together,
@@ -122,15 +120,16 @@ def _draw(
     from rich.progress import Progress
 
     from ..inference.generate import batch_of, generate, share_galleries
+    from .coupled import initializer_of
     from .pictures import save_picture
 
     galleries, count = request.galleries, request.count
     batch_size = batch_of(pipeline, height=settled.size[0], width=settled.size[1])
     parts = share_galleries([gallery.negative is None for gallery in galleries], count, batch_size)
-    condition, noise = _condition(request), request.noise()
+    condition, noise = _condition(request), initializer_of(request, size=_latents(settled, pipeline))
     gathered = itertools.chain.from_iterable
 
-    def plain(part: Sequence[int], *, advance: Callable[[int], None]) -> list[Any]:
+    def plain(part: Sequence[int], *, advance: Callable[[int], None], **more: Any) -> list[Any]:
         return generate(
             pipeline,
             [galleries[i].prompt for i in part],
@@ -144,6 +143,7 @@ def _draw(
             batch_size=batch_size,
             advance=advance,
             **call,
+            **more,
         )
 
     def laid_out(place: int) -> list[Any]:
@@ -154,7 +154,7 @@ def _draw(
         return draw_laid_out(
             request,
             pipeline,
-            lambda: plain([place], advance=advance),
+            functools.partial(plain, [place], advance=advance),
             prompt=galleries[place].prompt,
             folder=folder if place == 0 else None,
         )
@@ -181,7 +181,7 @@ def _draw(
             save_picture(picture, folder, place, recipes[place])
 
     with Progress(transient=True, disable=not processes.is_main) as progress:
-        passes = 1 if request.background_of is None else request.optimisation_steps + 1
+        passes = 1 if request.background_of is None else request.refining_steps + 1
         bar = progress.add_task("drawing", total=len(recipes) * passes / processes.count)
         processes.map(draw, parts)
 
@@ -197,6 +197,7 @@ def _scenes(
 ) -> Any:
     """The object of a picture before new backgrounds, as the gallery at this place asks for."""
     from ..inference.backgrounds import scenes
+    from .coupled import initializer_of
 
     gallery, how = request.galleries[place], {}
     if pipeline.start_distribution is not None:
@@ -207,8 +208,8 @@ def _scenes(
         request.mask,
         prompt=gallery.prompt,
         images=request.count,
-        optimisation_steps=request.optimisation_steps,
-        coupling=request.noise(),
+        optimisation_steps=request.refining_steps,
+        coupling=initializer_of(request),
         sampler=settled.sampler,
         seed=gallery.seed,
         height=settled.size[0],
@@ -241,38 +242,12 @@ def _trace(request: Request, settled: Any, pipeline: Any, call: dict[str, Any], 
     trace_sheet(pipeline, traces, title=title).save(folder / TRACE)
 
 
+def _latents(settled: Any, pipeline: Any) -> tuple[int, int]:
+    factor = pipeline.vae_scale_factor
+    return settled.size[0] // factor, settled.size[1] // factor
+
+
 def _condition(request: Request) -> Any:
     if request.condition is None:
         return None
     return open_picture("--condition", request.condition).convert("RGB")
-
-
-@contextmanager
-def _quiet_log() -> Iterator[None]:
-    """The package's log at errors alone: what else it says on loading is said by the command."""
-    logger = logging.getLogger("onbrand")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _notes_once(say: Callable[..., None] | None) -> Iterator[None]:
-    """Says each of this package's warnings once, as a line; other libraries' warnings are left alone."""
-    said: set[str] = set()
-    with warnings.catch_warnings():
-        plain = warnings.showwarning
-        warnings.filterwarnings("always", category=UserWarning, module="onbrand")
-
-        def show(message: Any, category: Any, filename: str, *others: Any, **named: Any) -> None:
-            if Path(filename).parent not in SPEAKERS:
-                plain(message, category, filename, *others, **named)
-            elif str(message) not in said and say is not None:
-                said.add(str(message))
-                say(f"note: {message}", soft_wrap=True)
-
-        warnings.showwarning = show
-        yield

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .console import quiet_console
+from .console import quiet_console, quiet_log
 from .launched import start_processes
 
 PARTS, MAPS = "parts", "maps.png"
@@ -42,10 +42,16 @@ def tickets(
     if known is None:
         check_concepts(concepts)
     else:
-        _check_same(known, seed=seed, both_orders=both_orders, class_name=class_name, steps=steps)
+        _check_same(
+            known, seed=seed, both_orders=both_orders, class_name=class_name, steps=steps,
+            layer=layer or known.setting.layer, start=start or known.setting.start,
+        )  # fmt: skip
         concepts = [*known.concepts, *(name for name in concepts if name not in known.concepts)]
     processes, device, close = start_processes()
-    pipeline = load_pipeline(resolve_base(checkpoint))
+    with quiet_log():
+        pipeline = load_pipeline(resolve_base(checkpoint))
+    if start == "mean" and pipeline.start_distribution is None:
+        raise ValueError(f"--start must be none for {checkpoint}, which has no start distribution, got mean")
     pipeline.to(device)
     total = len(texts_of(concepts, both_orders=both_orders)) * noises
     with Progress(console=console, transient=True, disable=not processes.is_main) as progress:
@@ -79,8 +85,10 @@ def tickets(
 def _check_same(known: Any, *, seed: int, **wanted: Any) -> None:
     """Raises ValueError on a setting that is not the collection's own."""
     own = {"both_orders": known.setting.both_orders, "class_name": known.setting.class_name,
-           "steps": known.setting.steps, "seed": known.seeds[0]}  # fmt: skip
-    names = {"both_orders": "--both-orders", "class_name": "--class", "steps": "--steps", "seed": "--seed"}
+           "steps": known.setting.steps, "seed": known.seeds[0], "layer": known.setting.layer,
+           "start": known.setting.start}  # fmt: skip
+    names = {"both_orders": "--both-orders", "class_name": "--class", "steps": "--steps", "seed": "--seed",
+             "layer": "--layer", "start": "--start"}  # fmt: skip
     for name, value in (wanted | {"seed": seed}).items():
         if value != own[name]:
             raise ValueError(

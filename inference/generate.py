@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pca import Sampler, build_scheduler
+from .fresh_noise import adds_noise
 from .noise import Initializer
 
 NO_CONFIG: Mapping[str, Any] = MappingProxyType({})
@@ -121,7 +122,8 @@ def generate(
     of_each = {"class_name": class_names, "negative_prompt": negative_prompts, "image": images}
     pictures: list[Image.Image] = []
     with sampling_with(pipeline, build_sampler(pipeline.scheduler, sampler, scheduler_config)):
-        for batch in _batches(kinds, count, batch_size, coupled=noise is not None, alone=start == "draw"):
+        alone = start == "draw" or adds_noise(pipeline.scheduler, call.get("eta", 0.0))
+        for batch in _batches(kinds, count, batch_size, coupled=noise is not None, alone=alone):
             given = {key: [values[i] for i, _ in batch] for key, values in of_each.items() if values}
             if None in given.get("negative_prompt", []):
                 del given["negative_prompt"]
@@ -164,7 +166,7 @@ def _batches(
 ) -> Iterator[list[tuple[int, int]]]:
     """Which pictures are drawn together: (prompt, picture of its gallery) each.
 
-    coupled: galleries are not split; alone: and each is a batch, for its generator draws its start too.
+    coupled: galleries are not split; alone: and each is a batch, for its generator draws more than noise.
     """
     if coupled and alone:
         yield from ([(i, j) for j in range(count)] for i in range(len(kinds)))

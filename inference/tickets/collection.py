@@ -284,20 +284,22 @@ class TicketCollection:
         at_least: int = 8,
         recalibrate: bool = False,
         background: Initializer | None = None,
+        size: tuple[int, int] | None = None,
     ) -> LayoutNoise:
         """An initializer that puts winning tickets where a layout wants their concepts.
 
         among: what the concepts win against, by default each other. at_least: see `winners`; with fewer
         blocks than that a region looks tiled. recalibrate, background: see `LayoutNoise`, whose report lists
-        the blocks that fell back; a warning counts them.
-        Raises ValueError on a layout that does not fit the collection's latents and as `winners`.
+        the blocks that fell back; a warning counts them. size: height and width of the latents to come, if
+        not the collection's.
+        Raises ValueError on a layout that does not fit these latents and as `winners`.
         """
         names = list(layout.concepts if among is None else among)
         for name in layout.concepts:
             self._place(name)
         regions = covered(
             layout,
-            (self.setting.latent_shape[1], self.setting.latent_shape[2]),
+            size or (self.setting.latent_shape[1], self.setting.latent_shape[2]),
             block=self.setting.block,
             pixels_per_latent=self.setting.pixels_per_latent,
         )

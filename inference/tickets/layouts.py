@@ -145,7 +145,9 @@ def covered(
     return regions
 
 
-def _checked(concept: str, box: Any) -> Box:
+def _checked(concept: Any, box: Any) -> Box:
+    if not isinstance(concept, str) or not concept.strip():
+        raise ValueError(f"concept must be text, got {concept!r}")
     right = len(box) == 4 and all(isinstance(x, int | float) and math.isfinite(x) for x in box)
     if not right or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(

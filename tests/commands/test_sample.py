@@ -501,6 +501,7 @@ def test_an_object_gets_new_backgrounds(checkpoint: Path, tmp_path: Path) -> Non
         "--scheduler must be ddim beside --background-of, got euler": ("--scheduler", "euler"),
         "--negative must not be given beside --background-of": ("--negative", "dark"),
         "--mask must be an existing picture, got gone.png": ("--mask", "gone.png"),
+        "--trace must not be given beside --background-of": ("--trace",),
     }
     for message, options in refusals.items():
         with pytest.raises(ValueError, match=message):
@@ -556,8 +557,41 @@ def test_checkpoints_draw_their_first_steps_together(checkpoint: Path, tmp_path:
     assert not all(np.abs(a - b).max() <= 1 for a, b in zip(alone, both, strict=True))
     recipe = recipe_of(tmp_path / "both" / "0003.png")
     assert (recipe["class"], recipe["seed"]) == ("shoe", 3)
-    other = {"checkpoint": str(checkpoint), "weight": 0.5, "weights": recipe["weights"], "steps": 1}
+    other = {"checkpoint": str(checkpoint), "weight": 0.5, "steps": 1, "start": recipe["start"]}
+    other |= {key: recipe[key] for key in ("weights", "start_distribution")}
     assert recipe["aggregate"] == [other]
+
+
+def test_each_checkpoint_of_an_aggregate_has_its_own_start(
+    checkpoint: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    call = (tiny_base, "a mug", "--count", 1, *QUICK, "--aggregate-steps", 1)
+    for name, other in (("start", checkpoint), ("plain", tiny_base)):
+        invoke(*call, "--aggregate", f"{other}:0.5", "-o", tmp_path / name)
+    recipe = recipe_of(tmp_path / "start" / "0000.png")
+    assert recipe["start"] == "none"
+    assert recipe["aggregate"][0]["start"] in ("mean", "draw")
+    drawn = [pixels(Image.open(tmp_path / name / "0000.png")) for name in ("start", "plain")]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--coupling", "repulsive"), ("--contrastive", 1), ("--aggregate", "B:1", "--steps", 3)],
+)
+def test_a_trace_is_of_a_picture_by_itself(options: tuple) -> None:
+    with pytest.raises(ValueError, match=f"--trace must not be given beside {options[0]}"):
+        invoke("no/checkpoint", "a mug", "--trace", *options)
+
+
+def test_a_coupled_gallery_is_drawn_again_alone_where_the_sampler_adds_noise(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    call = ("--count", 2, "--coupling", "repulsive", "--scheduler", "euler-a", "--steps", 2)
+    invoke(checkpoint, "a mug", "a shoe", *call, "-o", tmp_path / "both")
+    invoke(checkpoint, "a shoe", *call, "--seed", 2, "-o", tmp_path / "alone")
+    both, alone = [pixels(Image.open(tmp_path / file)) for file in ("both/0003.png", "alone/0001.png")]
+    assert np.abs(both - alone).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -569,6 +603,8 @@ def test_checkpoints_draw_their_first_steps_together(checkpoint: Path, tmp_path:
         (("--aggregate", "B:1", "--scheduler", "euler"), "--scheduler must be ddim or ddpm .*got euler"),
         (("--aggregate", "B:1", "--steps", 2), "--aggregate-steps must be at most --steps 2, got 3"),
         (("--aggregate", "B:1", "--offload"), "--offload must not be given beside --aggregate"),
+        (("--aggregate-steps", 2), "--aggregate-steps must come with --aggregate, got 2 alone"),
+        (("--optimisation-steps", 2), "--optimisation-steps must come with --background-of, got 2 alone"),
     ],
 )
 def test_aggregates_that_cannot_be_are_refused_at_once(options: tuple, message: str) -> None:

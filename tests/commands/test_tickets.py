@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from onbrand.__main__ import app
+from onbrand.commands import placed
 from onbrand.inference.tickets.collection import TicketCollection
 from onbrand.inference.tickets.layouts import Layout
 from PIL import Image
@@ -54,8 +56,10 @@ def test_a_collection_is_extended_by_what_it_lacks(folder: Path, tmp_path: Path)
     assert (found.concepts, found.seeds) == (("mug", "bottle", "shoe"), tuple(range(6)))
     ours, theirs = (tickets.scores[:2, :2, :6].nan_to_num() for tickets in (found, known))
     assert (ours - theirs).abs().max() < 1e-5
-    refused("--steps must be 2 as in the collection that is there, got 3", "tickets", "tiny-base",
-            "--concepts", "hat", "--steps", 3, "-o", out)  # fmt: skip
+    again = ("tickets", "tiny-base", "--concepts", "hat", "--steps", 2, "-o", out)
+    refused("--steps must be 2 as in the collection that is there, got 3", *again, "--steps", 3)
+    refused("--layer must be down_blocks.* as in the collection that is there", *again, "--layer", "other")
+    refused("--start must be none as in the collection that is there, got mean", *again, "--start", "mean")
 
 
 def test_one_concept_is_refused(tmp_path: Path) -> None:
@@ -99,6 +103,35 @@ def test_layouts_that_cannot_be_are_refused_at_once(
 ) -> None:
     named = {"LAYOUT": str(layout), "FOLDER": str(folder)}
     refused(message, "sample", "nowhere", PROMPT, *[named.get(option, option) for option in options])
+
+
+def test_pictures_of_any_size_are_shown_with_their_layout(layout: Path, tmp_path: Path) -> None:
+    call = ("sample", "tiny-base", PROMPT, "--layout", layout, "--size", 72, 72, "--steps", 2, "--count", 1)
+    invoke(*call, "--guide", "soft", "-o", tmp_path / "soft")
+    assert (tmp_path / "soft" / "attention.jpg").exists()
+    refused("--layout: --size must be multiples of 16 for --guide swap", *call, "--guide", "swap")
+    pixel_boxes = tmp_path / "pixels.json"
+    Layout((("mug", (0, 0, 48, 72)), ("bottle", (48, 0, 73, 60))), unit="pixel").save(pixel_boxes)
+    outside = ("sample", "tiny-base", PROMPT, "--layout", pixel_boxes, "--size", 72, 72, "--guide", "soft")
+    refused("--layout: box of 'bottle' must lie within 0, 0, 72, 72", *outside)
+
+
+def test_the_map_that_is_shown_is_that_of_the_noise_that_is_drawn(
+    layout: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Noise that is chosen by looking has passes of its own before; what was seen there is not shown."""
+    shown = []
+    rows = placed.attention_rows
+    monkeypatch.setattr(
+        placed,
+        "attention_rows",
+        lambda pictures, maps, boxes: shown.append(maps) or rows(pictures, maps, boxes),
+    )
+    call = ("sample", "tiny-base", PROMPT, "--layout", layout, "--steps", 2, "--count", 2)
+    for name, options in (("plain", ()), ("moved", ("--contrastive", 3))):
+        invoke(*call, "--guide", "soft", *options, "-o", tmp_path / name)
+    first, moved = (maps["mug"] for maps in shown)
+    assert not torch.equal(first, moved)
 
 
 def test_a_layout_of_words_that_the_prompt_lacks_is_refused(
