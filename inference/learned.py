@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 
-from ..pca.statistics import write_whole
+from ..pca.statistics import read_whole, write_whole
 from .coupling_matrix import unit_rows
 from .couplings import FromMatrix
 
@@ -70,14 +69,7 @@ class LearnedCoupling:
 
         Raises ValueError on any other file, FileNotFoundError on none.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"learned coupling {path} must be readable, got {error}") from error
+        tensors, metadata = read_whole(path, what="learned coupling")
         version = metadata.get(VERSION_KEY, "")
         if version.isdigit() and int(version) > FORMAT_VERSION:
             raise ValueError(

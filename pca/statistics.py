@@ -110,14 +110,7 @@ class Statistics:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Statistics":
         """Reads what `save` wrote, equal to the bit. Raises ValueError on any other file."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"statistics file {path} must be readable, got {error}") from error
+        tensors, metadata = read_whole(path, what="statistics file")
         version = metadata.get("statistics_version", "")
         if version.isdigit() and int(version) > FORMAT_VERSION:
             raise ValueError(
@@ -242,6 +235,20 @@ def _with_fixed_signs(axes: Tensor) -> Tensor:
     # Equal but for rounding: otherwise it would choose the sign.
     largest = (size >= (1 - 1e-6) * size.amax(dim=1, keepdim=True)).byte().argmax(dim=1, keepdim=True)
     return axes * axes.gather(1, largest).sign()
+
+
+def read_whole(path: str | os.PathLike, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors and its metadata.
+
+    Raises FileNotFoundError, and ValueError with the file's role on one that cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{what} {path} must be readable, got {error}") from error
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:

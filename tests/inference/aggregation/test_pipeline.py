@@ -31,25 +31,13 @@ CONDITION = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
 pytestmark = pytest.mark.filterwarnings("ignore:the sampler's first timestep")
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def quiet(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-@pytest.fixture(scope="module")
-def make(tiny):
-    """Makes a pipeline of its own UNet; the other components are shared by all."""
-    parts = tiny.make_components()
-
-    def make(kind=StableDiffusionPipeline, *, seed=0, scheduler=None, **more):
-        own = {"unet": tiny.make_unet(seed=seed), "scheduler": scheduler or tiny.make_scheduler()}
-        return quiet(kind(**parts | own | more))
-
-    return make
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
-    StableDiffusionPipeline,
 )
 from onbrand.inference import AggregatedPipeline
 from onbrand.inference.couplings import Repulsive
@@ -18,23 +17,6 @@ CONDITION = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def quiet(pipeline):
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def make(tiny):
-    """Makes a pipeline of its own UNet; the other components are shared by all."""
-    parts = tiny.make_components()
-
-    def make(kind=StableDiffusionPipeline, *, seed=0, scheduler=None, **more):
-        own = {"unet": tiny.make_unet(seed=seed), "scheduler": scheduler or tiny.make_scheduler()}
-        return quiet(kind(**parts | own | more))
-
-    return make
 
 
 def draw(pipeline, prompt="a mug", *, seed=0, **call):
