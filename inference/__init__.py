@@ -2,6 +2,8 @@
 
 from . import couplings
 from .aggregation.pipeline import AggregatedPipeline
+from .contrastive import ContrastiveNoise
+from .learned import LearnedCoupling
 from .load import load_pipeline
 from .mixin import OffsetPipelineMixin
 from .noise import Initializer, draw_noise
@@ -23,7 +25,9 @@ from .tickets.swap import Swap
 __all__ = [
     "NO_OP_BELOW",
     "AggregatedPipeline",
+    "ContrastiveNoise",
     "Initializer",
+    "LearnedCoupling",
     "OffsetPipelineMixin",
     "OffsetStableDiffusionControlNetPipeline",
     "OffsetStableDiffusionImg2ImgPipeline",
