@@ -83,7 +83,9 @@ def sample(
             "negative_prompt"
         ),
     ],
-    class_name: Annotated[str | None, typer.Option("--class", help="The class to start from")] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="The class to start from", rich_help_panel="From where")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt")] = 4,
     scheduler: Annotated[
         str,
@@ -94,61 +96,127 @@ def sample(
     ] = None,
     steps: Steps = 20,
     guidance: Annotated[
-        float | None, typer.Option(help="How much the prompt counts; default: 3, with --background-of 1")
+        float | None,
+        typer.Option(min=0, help="How much the prompt counts; default: 3, with --background-of 1"),
     ] = None,
     negative: Annotated[str | None, typer.Option(help="What not to draw")] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; then one more each")
     ] = 0,
     size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's")
+        tuple[int, int] | None,
+        typer.Option(
+            metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's", rich_help_panel="From where"
+        ),
     ] = None,
     start: Annotated[
-        str | None, typer.Option(help="mean, draw, or none for pure noise; default: what training drew from")
+        str | None,
+        typer.Option(
+            help="mean, draw, or none for pure noise; default: what training drew from",
+            rich_help_panel="From where",
+        ),
     ] = None,
-    start_image: Annotated[Path | None, typer.Option(help="Start from this picture instead")] = None,
+    start_image: Annotated[
+        Path | None, typer.Option(help="Start from this picture instead", rich_help_panel="From where")
+    ] = None,
     project: Annotated[
-        bool, typer.Option("--project", help="Start from the nearest that the class's components make of it")
+        bool,
+        typer.Option(
+            "--project",
+            help="Start from the nearest that the class's components make of it",
+            rich_help_panel="From where",
+        ),
     ] = False,
-    condition: Annotated[Path | None, typer.Option(help="A ControlNet's condition picture")] = None,
-    lora: Annotated[Path | None, typer.Option(help="A LoRA file or folder to add")] = None,
-    lora_strength: Annotated[float, typer.Option(help="How much of it")] = 1.0,
+    condition: Annotated[
+        Path | None, typer.Option(help="A ControlNet's condition picture", rich_help_panel="Other models")
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="A LoRA file or folder to add", rich_help_panel="Other models")
+    ] = None,
+    lora_strength: Annotated[
+        float, typer.Option(help="How much of it", rich_help_panel="Other models")
+    ] = 1.0,
     coupling: Annotated[
         str | None,
-        typer.Option(help="Of a gallery: repulsive, identical, antithetic, rho=-0.2, or a learned file"),
+        typer.Option(
+            help="Of a gallery: repulsive, identical, antithetic, rho=-0.2, or a learned file",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
     contrastive: Annotated[
-        int, typer.Option(min=0, help="Steps by which a gallery's noises are pushed apart first")
+        int,
+        typer.Option(
+            min=0,
+            help="Steps by which a gallery's noises are pushed apart first",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = 0,
     layout: Annotated[
-        Path | None, typer.Option(help="A JSON file that says which word of the prompt stands where")
+        Path | None,
+        typer.Option(
+            help="A JSON file that says which word of the prompt stands where",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
-    tickets: Annotated[Path | None, typer.Option(help="Winning tickets, of onbrand tickets")] = None,
+    tickets: Annotated[
+        Path | None,
+        typer.Option(help="Winning tickets, of onbrand tickets", rich_help_panel="Galleries and layouts"),
+    ] = None,
     guide: Annotated[
-        list[str] | None, typer.Option(help="soft, paint or swap, besides or instead; may be repeated")
+        list[str] | None,
+        typer.Option(
+            help="soft, paint or swap, besides or instead; may be repeated",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
     aggregate: Annotated[
         list[str] | None,
-        typer.Option(metavar="CHECKPOINT:WEIGHT", help="Draw the first steps with this model too (AMDM)"),
+        typer.Option(
+            metavar="CHECKPOINT:WEIGHT",
+            help="Draw the first steps with this model too (AMDM)",
+            rich_help_panel="Other models",
+        ),
     ] = None,
     aggregate_steps: Annotated[
-        int | None, typer.Option(min=1, help="How many steps they share; default: 3")
+        int | None,
+        typer.Option(min=1, help="How many steps they share; default: 3", rich_help_panel="Other models"),
     ] = None,
     background_of: Annotated[
-        Path | None, typer.Option(help="Keep this picture's object and draw new scenes around it")
+        Path | None,
+        typer.Option(
+            help="Keep this picture's object and draw new scenes around it",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Where that object is, in white; default: found by its backdrop")
+        Path | None,
+        typer.Option(
+            help="Where that object is, in white; default: found by its backdrop",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
     optimisation_steps: Annotated[
-        int | None, typer.Option(min=0, help="That keep the object, more are truer; default: 50")
+        int | None,
+        typer.Option(
+            min=0,
+            help="That keep the object, more are truer; default: 50",
+            rich_help_panel="Galleries and layouts",
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),
+        typer.Option(
+            help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32",
+            rich_help_panel="Machine",
+        ),
     ] = None,
     offload: Annotated[
-        bool, typer.Option("--offload", help="Keep on the accelerator only the model that is at work")
+        bool,
+        typer.Option(
+            "--offload",
+            help="Keep on the accelerator only the model that is at work",
+            rich_help_panel="Machine",
+        ),
     ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Draw trace.png: the first picture at every step")
