@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from ..evaluation.pixels import Mask, to_mask
 from ..pca import Sampler
 from .choice import StartChoice
-from .generate import build_sampler, sampling_with
+from .generate import build_sampler
 from .inversion import for_gradients, frame, starts
 from .noise import draw_noise
 from .start import is_flow, start_latents
+from .unet_call import told_to_unet
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -226,7 +227,14 @@ class _Guided:
         **size: int,
     ) -> None:
         self.unet, self.guidance_scale = pipeline.unet, guidance_scale
-        told = _told(pipeline, scheduler, prompt, negative_prompt, guidance_scale, **size)
+        told = told_to_unet(
+            pipeline,
+            prompt,
+            scheduler,
+            **size,
+            guidance_scale=guidance_scale,
+            negative_prompt=negative_prompt,
+        )
         self.told = {**told, "return_dict": False}
 
     def __call__(self, x: Tensor, timestep: Any) -> Tensor:
@@ -236,37 +244,6 @@ class _Guided:
             return output
         without, text = output.chunk(2)
         return without + self.guidance_scale * (text - without)
-
-
-def _told(
-    pipeline: Any,
-    scheduler: Any,
-    prompt: str,
-    negative_prompt: str | None,
-    guidance_scale: float,
-    **size: int,
-) -> dict[str, Any]:
-    """What the pipeline's own call tells its network beside latents and timestep."""
-    calls: list[dict[str, Any]] = []
-    factor = pipeline.vae_scale_factor
-    latents = torch.zeros(
-        1, pipeline.unet.config.in_channels, size["height"] // factor, size["width"] // factor
-    )
-    hook = pipeline.unet.register_forward_pre_hook(lambda _, args, told: calls.append(told), with_kwargs=True)
-    try:
-        with sampling_with(pipeline, scheduler.from_config(scheduler.config)):
-            pipeline(
-                prompt,
-                negative_prompt=negative_prompt,
-                num_inference_steps=1,
-                guidance_scale=guidance_scale,
-                latents=latents.to(pipeline._execution_device, pipeline.unet.dtype),
-                output_type="latent",
-                **size,
-            )
-    finally:
-        hook.remove()
-    return calls[0]
 
 
 def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from ..pca import Sampler
 from .choice import StartChoice, check_choice
-from .generate import build_sampler, sampling_with
+from .generate import build_sampler
 from .picture import encode_pictures, fit_to_frame
 from .start import is_flow
+from .unet_call import told_to_unet
 
 DDIM = Sampler("DDIMScheduler", 20)
 
@@ -275,24 +276,7 @@ def _told(pipeline: Any, prompts: list[str], scheduler: Any, *, height: int, wid
     channels, expected = unet.config.in_channels, vae.config.latent_channels
     if channels != expected:
         raise ValueError(f"unet must take {expected} channels, those of the latents, got {channels}")
-    calls: list[dict[str, Any]] = []
-    factor = scale_factor(pipeline)
-    latents = torch.zeros(len(prompts), channels, height // factor, width // factor)
-    hook = unet.register_forward_pre_hook(lambda _, args, told: calls.append(told), with_kwargs=True)
-    try:
-        with sampling_with(pipeline, scheduler.from_config(scheduler.config)):
-            pipeline(
-                prompts,
-                height=height,
-                width=width,
-                num_inference_steps=1,
-                guidance_scale=1.0,
-                latents=latents.to(pipeline._execution_device, unet.dtype),
-                output_type="latent",
-            )
-    finally:
-        hook.remove()
-    return calls[0]
+    return told_to_unet(pipeline, prompts, scheduler, height=height, width=width, guidance_scale=1.0)
 
 
 def _latents(pipeline: Any, image: Image.Image | Tensor, *, height: int, width: int) -> Tensor:
