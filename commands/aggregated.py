@@ -33,8 +33,7 @@ def aggregate_of(
         if hasattr(other, "controlnet"):
             raise ValueError(f"--aggregate must name checkpoints without a ControlNet, got {name}")
         others.append(other.to(device))
-    factor = pipeline.vae_scale_factor
-    size = (settled.size[0] // factor, settled.size[1] // factor)
+    size = settled.latent_size(pipeline)
     starts = [_start(other, request) for other in others]
     told = [
         {

@@ -48,6 +48,11 @@ class Settled(NamedTuple):
     sampler: Sampler
     sampler_config: dict[str, Any]
 
+    def latent_size(self, pipeline: Any) -> tuple[int, int]:
+        """Height and width of the pictures' latents."""
+        factor = pipeline.vae_scale_factor
+        return self.size[0] // factor, self.size[1] // factor
+
 
 def facts_of_folder(path: str | Path) -> Facts | None:
     """What a local folder's small files say; None if it is no complete one, for the loader to say why."""

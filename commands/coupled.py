@@ -63,7 +63,7 @@ def check_layout(request: Request, settled: Any, pipeline: Any) -> None:
     if request.layout is None:
         return
     factor = pipeline.vae_scale_factor
-    size = (settled.size[0] // factor, settled.size[1] // factor)
+    size = settled.latent_size(pipeline)
     if request.tickets is not None:
         with _naming("--tickets"):
             collection = TicketCollection.load(request.tickets)

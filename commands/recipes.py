@@ -36,12 +36,10 @@ def recipes_of(
         for key, value in scheduler.config.items()
         if not key.startswith("_") and value != plain.get(key)
     }
-    factor = pipeline.vae_scale_factor
-    latent_size = (settled.size[0] // factor, settled.size[1] // factor)
     shared = {
         "checkpoint": request.checkpoint,
         "weights": weights,
-        "start_distribution": start_digest(pipeline.start_distribution, latent_size),
+        "start_distribution": start_digest(pipeline.start_distribution, settled.latent_size(pipeline)),
         "start": settled.start,
         "start_image": named_file(request.start_image),
         "project": request.project,

@@ -126,7 +126,7 @@ def _draw(
     galleries, count = request.galleries, request.count
     batch_size = batch_of(pipeline, height=settled.size[0], width=settled.size[1])
     parts = share_galleries([gallery.negative is None for gallery in galleries], count, batch_size)
-    condition, noise = _condition(request), initializer_of(request, size=_latents(settled, pipeline))
+    condition, noise = _condition(request), initializer_of(request, size=settled.latent_size(pipeline))
     gathered = itertools.chain.from_iterable
 
     def plain(part: Sequence[int], *, advance: Callable[[int], None], **more: Any) -> list[Any]:
@@ -240,11 +240,6 @@ def _trace(request: Request, settled: Any, pipeline: Any, call: dict[str, Any], 
         traces["from its start"] = follow(**call, start=start, class_name=settled.classes[0])
     title = f"{first.prompt} (seed {first.seed}, {settled.sampler.scheduler}, guidance {request.guidance:g})"
     trace_sheet(pipeline, traces, title=title).save(folder / TRACE)
-
-
-def _latents(settled: Any, pipeline: Any) -> tuple[int, int]:
-    factor = pipeline.vae_scale_factor
-    return settled.size[0] // factor, settled.size[1] // factor
 
 
 def _condition(request: Request) -> Any:

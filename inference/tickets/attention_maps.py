@@ -119,6 +119,17 @@ def attention_map(
     """
     if isinstance(encoder_hidden_states, tuple):  # beside an image prompt adapter's own
         encoder_hidden_states = encoder_hidden_states[0]
+    logits = attention_logits(attn, hidden_states, encoder_hidden_states)
+    if attention_mask is not None:
+        logits = logits + attention_mask[:, None]
+    return logits.softmax(dim=-1).mean(dim=1)
+
+
+def attention_logits(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    """Q K^T / sqrt(d) of an attention layer, (B, heads, cells, tokens) float32.
+
+    hidden_states: (B, cells, D); encoder_hidden_states: (B, tokens, E), as the layer is called with them.
+    """
     if attn.group_norm is not None:
         hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
     if attn.norm_cross:
@@ -131,7 +142,4 @@ def attention_map(
         query = attn.norm_q(query)
     if attn.norm_k is not None:
         key = attn.norm_k(key)
-    logits = attn.scale * (query.float() @ key.float().transpose(-1, -2))
-    if attention_mask is not None:
-        logits = logits + attention_mask[:, None]
-    return logits.softmax(dim=-1).mean(dim=1)
+    return attn.scale * (query.float() @ key.float().transpose(-1, -2))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..text import tokenizers
-from .attention_maps import cross_attentions
+from .attention_maps import attention_logits, cross_attentions
 from .concept_tokens import concept_positions
 from .first_pass import expanded, plain_unet
 from .layouts import Box, Layout
@@ -186,17 +186,7 @@ def largest_logit(attn: Any, hidden_states: Tensor, encoder_hidden_states: Tenso
 
     hidden_states: (B, cells, D); encoder_hidden_states: (B, tokens, E), as the layer is called with them.
     """
-    if attn.group_norm is not None:
-        hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
-    if attn.norm_cross:
-        encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
-    query, key = attn.to_q(hidden_states), attn.to_k(encoder_hidden_states)
-    query, key = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key))
-    if attn.norm_q is not None:
-        query = attn.norm_q(query)
-    if attn.norm_k is not None:
-        key = attn.norm_k(key)
-    return attn.scale * (query.float() @ key.float().transpose(-1, -2)).amax(dim=(1, 2, 3))
+    return attention_logits(attn, hidden_states, encoder_hidden_states).amax(dim=(1, 2, 3))
 
 
 def words_in(pipeline: Any, prompt: Any, concepts: Sequence[str]) -> list[list[int]]:
