@@ -1,0 +1,64 @@
+"""The catalogue of the experiments: studio pictures without some products, kept for prompts that are new."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import product as every
+from pathlib import Path
+
+import numpy as np
+from onbrand.assets.pictures import drawn_once
+from onbrand.data.studio import CLASSES, COLOURS, FINISHES, Product, Shot
+from PIL import Image
+
+SIDE = 64
+LARGEST = 5000  # pictures a catalogue may have
+CATALOGUE_SEED, REAL_SEED = 21, 22
+NEW_SHARE = 0.2
+PICTURES = 768  # of each set of prompts
+SETS = ("catalogue", "new")
+
+
+@cache
+def products() -> dict[str, list[Product]]:
+    """All 240 products: those of the catalogue, and the fifth of every kind that it never shows."""
+    found: dict[str, list[Product]] = {name: [] for name in SETS}
+    rng = np.random.default_rng(CATALOGUE_SEED)
+    for kind in CLASSES:
+        own = [Product(kind, colour, finish) for colour, finish in every(COLOURS, FINISHES)]
+        kept = rng.permutation(len(own)) >= NEW_SHARE * len(own)
+        for product, known in zip(own, kept, strict=True):
+            found["catalogue" if known else "new"].append(product)
+    return found
+
+
+def catalogue_folder(pictures: int, *, work: Path) -> Path:
+    """An image folder of so many pictures, products in turn, written once; a smaller one is its beginning."""
+    folder = work / f"catalogue_{pictures}"
+    if folder.exists():
+        return folder
+    beside = folder.with_name(f"{folder.name}.partial")
+    beside.mkdir(parents=True, exist_ok=True)
+    order = np.random.default_rng(CATALOGUE_SEED).permutation(LARGEST)
+    known = products()["catalogue"]
+    with (beside / "metadata.jsonl").open("w") as lines:
+        for i in range(pictures):
+            product = known[int(order[i]) % len(known)]
+            Shot("on-brand", SIDE, CATALOGUE_SEED, i, (product,)).draw().save(beside / f"{i:05d}.png")
+            row = {"file_name": f"{i:05d}.png", "text": product.words(), "class": product.kind}
+            lines.write(json.dumps(row) + "\n")
+    beside.rename(folder)
+    return folder
+
+
+def asked() -> list[Product]:
+    """What is drawn in every cell: each set's products again and again, the catalogue's first."""
+    return [known[i % len(known)] for known in products().values() for i in range(PICTURES)]
+
+
+def real_pictures(*, work: Path) -> list[Image.Image]:
+    """A real picture of every product asked for, none of them in the catalogue: what no model can beat."""
+    shots = [Shot("on-brand", SIDE, REAL_SEED, i, (product,)) for i, product in enumerate(asked())]
+    pixels, _ = drawn_once(shots, file=work / "real.npy")
+    return [Image.fromarray(picture) for picture in np.asarray(pixels)]

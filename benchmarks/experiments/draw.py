@@ -1,0 +1,51 @@
+"""The pictures of a cell: the same products and the same noises in every one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from onbrand.inference.generate import generate
+from onbrand.inference.load import load_pipeline
+from onbrand.pca import Sampler
+from rich.progress import track
+
+from .catalogue import asked
+from .cells import Cell
+from .starts import x_start_of
+from .trainings import trained
+
+BATCH = 32
+
+
+def pictures_of(cell: Cell, *, work: Path) -> np.ndarray:
+    """(N, 64, 64, 3) uint8: the products asked for as the cell draws them, kept in WORK."""
+    file = work / "drawn" / f"{cell.name.replace(' / ', '--').replace(' ', '_')}.npy"
+    if not file.exists():
+        drawn = _drawn(cell, work=work)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"partial-{file.name}")
+        np.save(beside, drawn)
+        beside.replace(file)
+    return np.load(file, mmap_mode="r")
+
+
+def _drawn(cell: Cell, *, work: Path) -> np.ndarray:
+    run = trained(cell.training, cell.seed, work=work)
+    pipeline = load_pipeline(run / "model", torch_dtype=torch.float32, plain=True)
+    products = asked()
+    x_start = x_start_of(cell.start, products, pipeline, training=cell.training, seed=cell.seed, work=work)
+    pictures = []
+    for first in track(range(0, len(products), BATCH), description=cell.name):
+        rows = range(first, min(first + BATCH, len(products)))
+        pictures += generate(
+            pipeline,
+            [products[row].words() for row in rows],
+            indices=rows,
+            sampler=Sampler(cell.scheduler, cell.steps),
+            guidance_scale=cell.guidance_scale,
+            batch_size=BATCH,
+            **({} if x_start is None else {"x_start": x_start[rows.start : rows.stop]}),
+        )
+    return np.stack([np.asarray(picture) for picture in pictures])

@@ -1,0 +1,166 @@
+"""The experiments' parts that no table would show to be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from onbrand.benchmarks.experiments import catalogue, measure, tables, trainings
+from onbrand.benchmarks.experiments.cells import TABLES, Cell, Comparison
+from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
+from onbrand.evaluation import calibrate
+from onbrand.train import step
+from PIL import Image
+
+SCHEDULER = DDPMScheduler(num_train_timesteps=1000)
+SCHEDULE = {
+    "alphas_cumprod": SCHEDULER.alphas_cumprod,
+    "offset_from": 1000,
+    "prediction_type": "epsilon",
+}
+
+
+def batch(count: int = 64) -> tuple[torch.Tensor, ...]:
+    x_0, noise = torch.randn(2, count, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    return x_0, x_0, noise, torch.arange(count) % 64 * 10 + 300
+
+
+@pytest.mark.parametrize("objective", [trainings.noise_offset, trainings.multi_resolution])
+def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: trainings.Objective) -> None:
+    torch.manual_seed(0)
+    x_0, x_start, noise, timesteps = batch()
+    noisy_latents, target = objective(x_0, x_start, noise, timesteps, **SCHEDULE)
+    assert torch.allclose(noisy_latents, SCHEDULER.add_noise(x_0, target, timesteps), atol=1e-5)
+    assert not torch.allclose(target, noise)
+
+
+def test_the_noise_offset_is_a_tenth_a_channel() -> None:
+    torch.manual_seed(0)
+    x_0, x_start, noise, timesteps = batch(512)
+    _, target = trainings.noise_offset(x_0, x_start, noise, timesteps, **SCHEDULE)
+    shift = target - noise
+    assert torch.allclose(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift), atol=1e-6)
+    assert shift[..., 0, 0].std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_multi_resolution_noise_keeps_its_deviation_and_is_smoother() -> None:
+    torch.manual_seed(0)
+    x_0, x_start, noise, timesteps = batch(512)
+    _, target = trainings.multi_resolution(x_0, x_start, noise, timesteps, **SCHEDULE)
+    assert target.std().item() == pytest.approx(1, abs=1e-3)
+    assert target.diff(dim=-1).std() < noise.diff(dim=-1).std()
+    assert target.mean(dim=(2, 3)).std() > 1.15 * noise.mean(dim=(2, 3)).std()
+
+
+def test_input_perturbation_noises_more_than_the_target_says() -> None:
+    torch.manual_seed(0)
+    x_0, x_start, noise, timesteps = batch(512)
+    noisy_latents, target = trainings.input_perturbation(x_0, x_start, noise, timesteps, **SCHEDULE)
+    assert torch.equal(target, noise)
+    a = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    more = (noisy_latents - SCHEDULER.add_noise(x_0, noise, timesteps)) / (1 - a).sqrt()
+    assert more.std().item() == pytest.approx(0.1, rel=0.01)
+
+
+def test_another_objective_lasts_for_its_training_alone() -> None:
+    own = step.offset_target
+    with trainings._with_objective(trainings.noise_offset):
+        assert step.offset_target is trainings.noise_offset
+    assert step.offset_target is own
+    with trainings._with_objective(None):
+        assert step.offset_target is own
+
+
+def test_the_smaller_last_alpha_hides_the_mean() -> None:
+    settings = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_schedule": "scaled_linear"}
+    scheduler = DDPMScheduler(**settings, **dict(trainings.SMALL_LAST_ALPHA))
+    assert 1024 * scheduler.alphas_cumprod[-1].item() == pytest.approx(1, rel=0.01)
+
+
+def test_new_prompts_are_of_products_that_the_catalogue_lacks(tmp_path: Path) -> None:
+    known, new = catalogue.products().values()
+    assert not set(known) & set(new)
+    assert len(known) + len(new) == len(CLASSES) * len(COLOURS) * 3
+    assert {product.kind for product in new} == set(CLASSES)
+    assert {product.colour for product in known} == set(COLOURS)
+    folder = catalogue.catalogue_folder(40, work=tmp_path)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert {row["text"] for row in rows} <= {product.words() for product in known}
+    assert len(list(folder.glob("*.png"))) == len(rows) == 40
+
+
+def test_a_smaller_catalogue_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
+    small, large = (catalogue.catalogue_folder(n, work=tmp_path) for n in (3, 6))
+    for name in ("00000.png", "00002.png"):
+        assert (small / name).read_bytes() == (large / name).read_bytes()
+
+
+def test_every_cell_is_found_by_its_name() -> None:
+    for table in TABLES.values():
+        for cell in table.cells(2):
+            assert Cell.named(cell.name) == cell
+    other = Cell("plain", "class mean", 1, "EulerDiscreteScheduler", 30, 7.5)
+    assert Cell.named(other.name) == other
+
+
+@pytest.mark.parametrize("name", ["offset / class mean", "offset / nowhere / 0", "none / class mean / 0"])
+def test_an_unknown_cell_is_refused_with_what_there_is(name: str) -> None:
+    with pytest.raises(ValueError, match="cell must be TRAINING / START / SEED, with TRAINING of plain, "):
+        Cell.named(name)
+
+
+def pictures(products: list[Product]) -> np.ndarray:
+    return np.stack(
+        [np.asarray(Shot("on-brand", 64, 3, i, (product,)).draw()) for i, product in enumerate(products)]
+    )
+
+
+def test_the_classifier_reads_what_is_shown() -> None:
+    products = [Product(CLASSES[i % 8], list(COLOURS)[i % 10]) for i in range(40)]
+    kind, colour, agreement = measure.read(pictures(products), products)
+    assert kind.mean() > 0.9
+    assert colour.mean() > 0.9
+    others = [Product(product.kind, list(COLOURS)[(i + 3) % 10]) for i, product in enumerate(products)]
+    _, other_colour, disagreement = measure.read(pictures(products), others)
+    assert other_colour.mean() < 0.1
+    assert disagreement.mean() < 0.2 < 0.8 < agreement.mean()
+
+
+@pytest.fixture
+def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two cells and real pictures, measured on few and easy pictures."""
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(measure, "PICTURES", 20)
+    products = [Product(CLASSES[i % 8], list(COLOURS)[i % 10]) for i in range(40)]
+    shown = pictures(products)
+    limits = calibrate([Image.fromarray(picture) for picture in shown])
+    monkeypatch.setattr(measure, "_limits", lambda work: limits)
+    monkeypatch.setattr(measure, "asked", lambda: products)
+    measure._add(measure.REAL, shown, work=tmp_path)
+    measure._add("offset / class mean / 0", shown, work=tmp_path)
+    grey = np.full_like(shown, 128)
+    measure._add("plain / pure noise / 0", np.concatenate([shown[:5], grey[5:]]), work=tmp_path)
+    return tmp_path
+
+
+def test_a_line_keeps_which_pictures_passed(lines: Path) -> None:
+    found = measure.results()["plain / pure noise / 0"]
+    kept = measure.bits(found, "catalogue", "kept")
+    assert kept[:5].all()
+    assert not kept[5:].any()
+    assert found["catalogue"]["pass"] == kept.mean() == 0.25
+    assert found["new"]["pass"] == 0
+
+
+def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
+    rows = [("plain", "pure noise"), ("plain", "class mean"), ("offset", "class mean")]
+    table = tables.table_of(Comparison("few", rows))
+    cells = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert cells[1][:4] == ("plain", "pure noise", "1", "25.0 ± 9.7 %")
+    assert cells[1][-1] == "< .001"
+    assert cells[2][:3] == ("plain", "class mean", "none")
+    assert cells[3][4] == "1.000 ± " + cells[3][4].split("± ")[1]
