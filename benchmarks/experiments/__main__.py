@@ -1,8 +1,8 @@
 """The experiments, cell by cell: `python -m onbrand.benchmarks.experiments run central --seed 0`
 
-`run TABLE` trains, draws and measures the cells of a table that are not in results.jsonl yet, `cell NAME` one of
-them, `table TABLE` prints what is there. Trainings, pictures and latents are kept in WORK and gone on with; each
-cell measured is a line of results.jsonl, so that a table fills up over days and machines.
+`run TABLE` trains, draws and measures the cells of a table that are not in results.jsonl yet, `cell NAME`
+one of them, `table TABLE` prints what is there. Trainings, pictures and latents are kept in WORK and gone on
+with; each cell measured is a line of results.jsonl, so that a table fills up over days and machines.
 """
 
 from __future__ import annotations

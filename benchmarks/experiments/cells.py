@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .starts import STARTS
-from .trainings import TRAININGS
-
-SEEDS = (0, 1, 2)
+from .trainings import PICTURE_COUNTS, RANGES, RANKS, STEP_COUNTS, TRAININGS
 
 
 @dataclass(frozen=True)
@@ -28,11 +26,23 @@ class Cell:
     @property
     def name(self) -> str:
         """What its line of results goes by."""
-        usual = Cell(self.training, self.start, self.seed)
         parts = [self.training, self.start, str(self.seed)]
-        if self != usual:
-            parts.append(f"{self.scheduler} {self.steps} {self.guidance_scale:g}")
-        return " / ".join(parts)
+        return " / ".join(parts if self.is_usual else [*parts, self.sampler])
+
+    @property
+    def told_start(self) -> str:
+        """The start, with the sampler where that is another."""
+        return self.start if self.is_usual else f"{self.start}, {self.sampler}"
+
+    @property
+    def sampler(self) -> str:
+        """Scheduler, steps and guidance."""
+        return f"{self.scheduler} {self.steps} {self.guidance_scale:g}"
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the sampler is the one of most cells."""
+        return self == Cell(self.training, self.start, self.seed)
 
     @classmethod
     def named(cls, name: str) -> Cell:
@@ -49,38 +59,51 @@ class Cell:
         )
 
 
+OFFSET = Cell("offset", "class mean")
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """A table: rows of (training, start), for several training seeds; the others are tested against one."""
+    """A table: a row a cell, for several training seeds; the others are tested against one of them."""
 
     title: str
-    rows: Sequence[tuple[str, str]]
-    reference: tuple[str, str] = ("offset", "class mean")
-    seeds: Sequence[int] = SEEDS
+    rows: Sequence[Cell]
+    reference: Cell = OFFSET
+    seeds: Sequence[int] = (0,)
 
     def cells(self, seed: int) -> list[Cell]:
-        """The cells of one training seed, those of one training next to each other."""
-        return [Cell(training, start, seed) for training, start in self.rows]
+        """The cells of one training seed."""
+        return [replace(row, seed=seed) for row in self.rows]
+
+
+def _cells(*rows: tuple[str, str]) -> list[Cell]:
+    return [Cell(training, start) for training, start in rows]
 
 
 FOUR = ("pure noise", "class mean", "PCA-3", "ground truth")
+BOTH = (("plain", "pure noise"), ("offset", "class mean"))
+SAMPLERS = (
+    *(("DDIMScheduler", steps) for steps in (20, 50, 100)),
+    *(("DPMSolverMultistepScheduler", steps) for steps in (20, 25)),
+    ("UniPCMultistepScheduler", 20),
+    ("EulerDiscreteScheduler", 30),
+)
 TABLES = {
     "central": Comparison(
         "Plain and offset training, by start",
-        [
+        _cells(
             *(("plain", start) for start in FOUR),
             *(("offset", start) for start in FOUR),
-            ("offset PCA-1", "PCA-1"),
-            ("offset PCA-3", "PCA-3"),
-            ("offset PCA-8", "PCA-8"),
+            *((f"offset PCA-{components}", f"PCA-{components}") for components in (1, 3, 8)),
             ("offset text PCA-8", "text PCA-8"),
             ("offset", "another's mean"),
             ("smaller a_T", "pure noise"),
-        ],
+        ),
+        seeds=(0, 1, 2),
     ),
     "alternatives": Comparison(
         "Offset training and what people use instead",
-        [
+        _cells(
             ("plain", "pure noise"),
             ("noise offset", "pure noise"),
             ("input perturbation", "pure noise"),
@@ -89,6 +112,36 @@ TABLES = {
             ("plain", "DCT 4 x 4"),
             ("plain", "class mean"),
             ("offset", "class mean"),
-        ],
+        ),
+        seeds=(0, 1, 2),
+    ),
+    "methods": Comparison(
+        "All weights and LoRA",
+        _cells(*BOTH, *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in BOTH)),
+    ),
+    "pictures": Comparison(
+        "How many pictures",
+        _cells(*((f"{kind}, {n} pictures", start) for n in PICTURE_COUNTS for kind, start in BOTH), *BOTH),
+    ),
+    "steps": Comparison(
+        "How many training steps",
+        _cells(*((f"{kind}, {n} steps", start) for n in STEP_COUNTS for kind, start in BOTH), *BOTH),
+    ),
+    "range": Comparison(
+        "The offset range and how often it is drawn",
+        _cells(*((f"offset, {told}", "class mean") for told in RANGES), ("offset", "class mean")),
+    ),
+    "samplers": Comparison(
+        "Samplers",
+        [Cell(*row, scheduler=name, steps=steps) for row in BOTH for name, steps in SAMPLERS],
+    ),
+    "guidance": Comparison(
+        "Guidance",
+        [Cell(*row, guidance_scale=scale) for row in BOTH for scale in (1.0, 2.0, 3.0, 5.0, 7.5)],
+    ),
+    "controlnet": Comparison(
+        "A ControlNet that is shown the product, on the frozen UNet",
+        _cells(*((f"{kind} ControlNet", start) for kind, start in BOTH), ("offset", "class mean")),
+        reference=Cell("offset ControlNet", "class mean"),
     ),
 }

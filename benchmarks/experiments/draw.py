@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onbrand.evaluation.foreground import product_mask
 from onbrand.inference.generate import generate
 from onbrand.inference.load import load_pipeline
 from onbrand.pca import Sampler
+from PIL import Image
 from rich.progress import track
 
-from .catalogue import asked
+from .catalogue import asked, real_pictures
 from .cells import Cell
 from .starts import x_start_of
 from .trainings import trained
@@ -35,6 +37,7 @@ def _drawn(cell: Cell, *, work: Path) -> np.ndarray:
     run = trained(cell.training, cell.seed, work=work)
     pipeline = load_pipeline(run / "model", torch_dtype=torch.float32, plain=True)
     products = asked()
+    conditions = shown(work=work) if hasattr(pipeline, "controlnet") else None
     x_start = x_start_of(cell.start, products, pipeline, training=cell.training, seed=cell.seed, work=work)
     pictures = []
     for first in track(range(0, len(products), BATCH), description=cell.name):
@@ -42,6 +45,7 @@ def _drawn(cell: Cell, *, work: Path) -> np.ndarray:
         pictures += generate(
             pipeline,
             [products[row].words() for row in rows],
+            images=conditions and [conditions[row] for row in rows],
             indices=rows,
             sampler=Sampler(cell.scheduler, cell.steps),
             guidance_scale=cell.guidance_scale,
@@ -49,3 +53,11 @@ def _drawn(cell: Cell, *, work: Path) -> np.ndarray:
             **({} if x_start is None else {"x_start": x_start[rows.start : rows.stop]}),
         )
     return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def shown(*, work: Path) -> list[Image.Image]:
+    """What a ControlNet sees for each product asked for: a real picture's product on black."""
+    return [
+        Image.composite(picture, Image.new("RGB", picture.size), product_mask(picture))
+        for picture in real_pictures(work=work)
+    ]

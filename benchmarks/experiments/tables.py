@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,18 +36,18 @@ def table_of(comparison: Comparison) -> Table:
         table.add_section()
     best = _lines(known, comparison, comparison.reference)
     for row in comparison.rows:
-        lines = _lines(known, comparison, row)
+        lines, told = _lines(known, comparison, row), (row.training, row.told_start)
         if not lines:
-            table.add_row(*row, "none")
+            table.add_row(*told, "none")
             continue
         columns = _columns(lines, known[REAL]) if REAL in known else []
         p = _p_value(lines, best) if row != comparison.reference else ""
-        table.add_row(*row, str(len(lines)), *columns, p)
+        table.add_row(*told, str(len(lines)), *columns, p)
     return table
 
 
-def _lines(known: dict[str, dict[str, Any]], comparison: Comparison, row: tuple[str, str]) -> Lines:
-    names = [Cell(*row, seed=seed).name for seed in comparison.seeds]
+def _lines(known: dict[str, dict[str, Any]], comparison: Comparison, row: Cell) -> Lines:
+    names = [replace(row, seed=seed).name for seed in comparison.seeds]
     return [known[name] for name in names if name in known]
 
 

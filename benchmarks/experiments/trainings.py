@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from onbrand.configs import load_config
 from onbrand.configs.schema import Config
 from onbrand.inference.load import load_pipeline
-from onbrand.pca.offset import offset_target
 from onbrand.train import step
 from onbrand.train.models import TINY_BASE
 from onbrand.train.run import run_training
 from rich.console import Console
 
 from .catalogue import catalogue_folder
+from .objectives import Objective, input_perturbation, multi_resolution, noise_offset
 
 PICTURES = 2000
 RECIPE = (
@@ -30,7 +29,18 @@ RECIPE = (
     "run.audit.pictures=16",
 )
 PLAIN = ("start.enabled=false", "start.emphasis=null")
-Objective = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+KINDS: dict[str, tuple[str, ...]] = {"plain": PLAIN, "offset": ()}
+LORA = ("model.method=lora", "train.learning_rate=2.0e-3")
+RANKS = (4, 16, 64)
+PICTURE_COUNTS = (20, 80, 320, 5000)
+STEP_COUNTS = (100, 200, 400, 800, 3000)
+RANGES = {
+    "drawn uniformly": ("start.emphasis=null",),
+    "30 % of timesteps": ("start.emphasis=0.3",),
+    "from 900": ("start.offset_from=900",),
+    "from 980": ("start.offset_from=980",),
+}
+CONTROLNET = ("model.method=frozen", "model.controlnet={condition: segment}", "train.learning_rate=2.0e-4")
 
 
 @dataclass(frozen=True)
@@ -38,45 +48,14 @@ class Training:
     """The demo recipe with overrides.
 
     objective: in the place of `offset_target`; schedule: scheduler settings that the base is given first;
-    pictures: of the catalogue.
+    pictures: of the catalogue; base: another training to begin with, None for the tiny base.
     """
 
     overrides: tuple[str, ...] = ()
     objective: Objective | None = None
     schedule: tuple[tuple[str, Any], ...] = ()
     pictures: int = PICTURES
-
-
-def noise_offset(x_0: torch.Tensor, x_start: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
-                 **schedule: Any) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The noise with .1 of a value a channel on top, as diffusers' `--noise_offset 0.1`."""
-    shift = torch.randn(*noise.shape[:2], 1, 1, device=noise.device)
-    return offset_target(x_0, x_start, noise + 0.1 * shift, timesteps, **schedule)
-
-
-def input_perturbation(x_0: torch.Tensor, x_start: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
-                       **schedule: Any) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Latents are noised a tenth more than the target says, as diffusers' `--input_perturbation 0.1`."""
-    more = noise + 0.1 * torch.randn_like(noise)
-    noisy_latents, _ = offset_target(x_0, x_start, more, timesteps, **schedule)
-    return noisy_latents, offset_target(x_0, x_start, noise, timesteps, **schedule)[1]
-
-
-def multi_resolution(x_0: torch.Tensor, x_start: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
-                     **schedule: Any) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Noise of ever coarser grids on top, each .3 as strong as the one before, scaled back to deviation 1."""
-    height, width = noise.shape[-2:]
-    layered, weight, side = noise, 1.0, min(height, width)
-    while side > 1:
-        side, weight = side // 2, weight * 0.3
-        coarse = torch.randn(*noise.shape[:2], height * side // min(height, width),
-                             width * side // min(height, width), device=noise.device)  # fmt: skip
-        layered = layered + weight * F.interpolate(coarse, size=(height, width), mode="bilinear")
-    return offset_target(x_0, x_start, layered / layered.std(), timesteps, **schedule)
-
-
-def _offset(components: int) -> Training:
-    return Training((f"start.components={components}",))
+    base: str | None = None
 
 
 ZERO_SNR = (
@@ -89,17 +68,24 @@ SMALL_LAST_ALPHA = (("beta_end", 0.016134),)
 
 TRAININGS = {
     "plain": Training(PLAIN),
-    "offset": _offset(0),
-    "offset PCA-1": _offset(1),
-    "offset PCA-3": _offset(3),
-    "offset PCA-8": _offset(8),
+    "offset": Training(),
+    **{f"offset PCA-{n}": Training((f"start.components={n}",)) for n in (1, 3, 8)},
     "offset text PCA-8": Training(("start.family=text", "start.components=8")),
     "smaller a_T": Training(PLAIN, schedule=SMALL_LAST_ALPHA),
     "noise offset": Training(PLAIN, noise_offset),
     "input perturbation": Training(PLAIN, input_perturbation),
     "multi-resolution noise": Training(PLAIN, multi_resolution),
     "zero terminal SNR": Training(PLAIN, schedule=ZERO_SNR),
-}
+    **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
+       for n in RANKS for kind, overrides in KINDS.items()},
+    **{f"{kind}, {n} pictures": Training(overrides, pictures=n)
+       for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
+    **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))
+       for n in STEP_COUNTS for kind, overrides in KINDS.items()},
+    **{f"offset, {told}": Training(overrides) for told, overrides in RANGES.items()},
+    **{f"{kind} ControlNet": Training((*CONTROLNET, *overrides), base=kind)
+       for kind, overrides in KINDS.items()},
+}  # fmt: skip
 
 
 def config_of(name: str, seed: int, *, work: Path, start: Sequence[str] = ()) -> Config:
@@ -107,7 +93,7 @@ def config_of(name: str, seed: int, *, work: Path, start: Sequence[str] = ()) ->
     training = TRAININGS[name]
     return load_config(
         "demo",
-        [*RECIPE, f"model.base={_base(training, work)}", f"run.seed={seed}",
+        [*RECIPE, f"model.base={_base(training, seed, work)}", f"run.seed={seed}",
          f"run.dir={work / 'runs' / name.replace(' ', '_')}_{seed}", f"data.cache_dir={work / 'latents'}",
          f"data.source={catalogue_folder(training.pictures, work=work)}", *(start or training.overrides)],
     )  # fmt: skip
@@ -134,8 +120,10 @@ def _with_objective(objective: Objective | None) -> Iterator[None]:
         step.offset_target = own
 
 
-def _base(training: Training, work: Path) -> Path:
-    """The tiny base, or a copy of it with another schedule."""
+def _base(training: Training, seed: int, work: Path) -> Path:
+    """The tiny base, a copy of it with another schedule, or what an earlier training made of it."""
+    if training.base:
+        return trained(training.base, seed, work=work) / "model"
     if not training.schedule:
         return TINY_BASE
     told = "_".join(f"{key}={value}" for key, value in training.schedule)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from onbrand.benchmarks.experiments import catalogue, measure, tables, trainings
+from onbrand.benchmarks.experiments import catalogue, measure, objectives, tables, trainings
 from onbrand.benchmarks.experiments.cells import TABLES, Cell, Comparison
 from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
 from onbrand.evaluation import calibrate
@@ -29,8 +29,8 @@ def batch(count: int = 64) -> tuple[torch.Tensor, ...]:
     return x_0, x_0, noise, torch.arange(count) % 64 * 10 + 300
 
 
-@pytest.mark.parametrize("objective", [trainings.noise_offset, trainings.multi_resolution])
-def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: trainings.Objective) -> None:
+@pytest.mark.parametrize("objective", [objectives.noise_offset, objectives.multi_resolution])
+def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: objectives.Objective) -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch()
     noisy_latents, target = objective(x_0, x_start, noise, timesteps, **SCHEDULE)
@@ -41,7 +41,7 @@ def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: trainings.Ob
 def test_the_noise_offset_is_a_tenth_a_channel() -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch(512)
-    _, target = trainings.noise_offset(x_0, x_start, noise, timesteps, **SCHEDULE)
+    _, target = objectives.noise_offset(x_0, x_start, noise, timesteps, **SCHEDULE)
     shift = target - noise
     assert torch.allclose(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std().item() == pytest.approx(0.1, rel=0.05)
@@ -50,7 +50,7 @@ def test_the_noise_offset_is_a_tenth_a_channel() -> None:
 def test_multi_resolution_noise_keeps_its_deviation_and_is_smoother() -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch(512)
-    _, target = trainings.multi_resolution(x_0, x_start, noise, timesteps, **SCHEDULE)
+    _, target = objectives.multi_resolution(x_0, x_start, noise, timesteps, **SCHEDULE)
     assert target.std().item() == pytest.approx(1, abs=1e-3)
     assert target.diff(dim=-1).std() < noise.diff(dim=-1).std()
     assert target.mean(dim=(2, 3)).std() > 1.15 * noise.mean(dim=(2, 3)).std()
@@ -59,7 +59,7 @@ def test_multi_resolution_noise_keeps_its_deviation_and_is_smoother() -> None:
 def test_input_perturbation_noises_more_than_the_target_says() -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch(512)
-    noisy_latents, target = trainings.input_perturbation(x_0, x_start, noise, timesteps, **SCHEDULE)
+    noisy_latents, target = objectives.input_perturbation(x_0, x_start, noise, timesteps, **SCHEDULE)
     assert torch.equal(target, noise)
     a = SCHEDULER.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     more = (noisy_latents - SCHEDULER.add_noise(x_0, noise, timesteps)) / (1 - a).sqrt()
@@ -68,8 +68,8 @@ def test_input_perturbation_noises_more_than_the_target_says() -> None:
 
 def test_another_objective_lasts_for_its_training_alone() -> None:
     own = step.offset_target
-    with trainings._with_objective(trainings.noise_offset):
-        assert step.offset_target is trainings.noise_offset
+    with trainings._with_objective(objectives.noise_offset):
+        assert step.offset_target is objectives.noise_offset
     assert step.offset_target is own
     with trainings._with_objective(None):
         assert step.offset_target is own
@@ -157,7 +157,7 @@ def test_a_line_keeps_which_pictures_passed(lines: Path) -> None:
 
 
 def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
-    rows = [("plain", "pure noise"), ("plain", "class mean"), ("offset", "class mean")]
+    rows = [Cell("plain", "pure noise"), Cell("plain", "class mean"), Cell("offset", "class mean")]
     table = tables.table_of(Comparison("few", rows))
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     assert cells[1][:4] == ("plain", "pure noise", "1", "25.0 ± 9.7 %")
