@@ -1,8 +1,8 @@
 """Builds the tiny base from nothing: `python -m onbrand.assets.build --work WORK --out FOLDER`.
 
 Draws the studio, trains the autoencoder, encodes the wild look, trains text encoder and UNet. Every stage
-keeps
-its result in WORK and is skipped, or resumed from its newest checkpoint, when the command is given again.
+keeps its result in WORK and is skipped, or resumed from its newest checkpoint, when the command is given
+again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from ..data.studio import Shot
 from . import base as base_stage
 from . import vae as vae_stage
 from .pictures import drawn_once
-from .tokenizer import build_tokenizer
+from .tokenizer import WORDS, build_tokenizer
 
 SEED, WILD, ON_BRAND = 1, 60_000, 4_000
 
@@ -40,11 +40,46 @@ def build(
     work.mkdir(parents=True, exist_ok=True)
     wild, captions = drawn_once([Shot("wild", 64, SEED, i) for i in range(pictures)], file=work / "wild.npy")
     white, _ = drawn_once([Shot("on-brand", 64, SEED, i) for i in range(ON_BRAND)], file=work / "white.npy")
-    vae = _vae(wild, white, work=work, steps=vae_steps)
-    latents = _latents(vae, wild, work=work)
-    tokenizer = build_tokenizer(work / "tokenizer")
+    build_base(
+        wild,
+        captions,
+        # the autoencoder sees both looks, as a general-purpose one would
+        seen_by_vae=np.concatenate([wild[:20_000], white]),
+        work=work,
+        out=out,
+        steps={"vae": vae_steps, "base": base_steps},
+        told=lambda vae: {
+            "command": "python -m onbrand.assets.build --work WORK --out assets/tiny-base",
+            "seed": SEED,
+            "pictures": {"wild": pictures, "on-brand (autoencoder only)": ON_BRAND},
+            "mean scaled latent of on-brand pictures, by channel": _white_mean(vae, white),
+        },
+    )
+
+
+def build_base(
+    pictures: np.ndarray,
+    captions: list[str],
+    *,
+    seen_by_vae: np.ndarray,
+    words: Sequence[str] = WORDS,
+    work: Path,
+    out: Path,
+    steps: Mapping[str, int],
+    told: Callable[[AutoencoderKL], dict[str, Any]],
+) -> None:
+    """Trains an autoencoder, then a text encoder and a UNet, and writes them as a diffusers folder.
+
+    pictures, seen_by_vae: (N, 64, 64, 3) uint8; words: one token each; steps: of `vae` and `base`; told: what
+    the history says of their making, given the autoencoder in float32.
+    """
+    vae = _vae(seen_by_vae, work=work, steps=steps["vae"])
+    latents = _latents(vae, pictures, work=work)
+    tokenizer = build_tokenizer(work / "tokenizer", words)
     unet, text_encoder = _timed(
-        work, "base", lambda: base_stage.train_base(latents, captions, tokenizer, work=work, steps=base_steps)
+        work,
+        "base",
+        lambda: base_stage.train_base(latents, captions, tokenizer, work=work, steps=steps["base"]),
     )
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -58,32 +93,31 @@ def build(
     )
     beside = out.with_name(f"{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    vae.register_to_config(_name_or_path="tiny-base")
+    vae.register_to_config(_name_or_path=out.name)
+    history = told(vae.float())
     # not the text encoder: transformers would load it in float16, where diffusers loads these in float32
     for module in (vae, unet):
         module.to(dtype=torch.float16)
     pipeline.save_pretrained(beside)
-    steps = {"vae": vae_steps, "base": base_steps}
-    _keep_history(work, beside, steps=steps, pictures=pictures, white_mean=_white_mean(vae.float(), white))
+    _keep_history(work, beside, steps=steps, told=history)
     shutil.rmtree(out, ignore_errors=True)
     beside.rename(out)
 
 
-def _vae(wild: np.ndarray, white: np.ndarray, *, work: Path, steps: int) -> AutoencoderKL:
-    """The trained autoencoder; it sees both looks, as a general-purpose one would."""
+def _vae(pictures: np.ndarray, *, work: Path, steps: int) -> AutoencoderKL:
+    """The trained autoencoder."""
     folder = work / "vae_model"
     if not folder.exists():
-        pictures = np.concatenate([wild[:20_000], white])
         vae = _timed(work, "vae", lambda: vae_stage.train_vae(pictures, work=work, steps=steps))
         vae.save_pretrained(folder)
     return AutoencoderKL.from_pretrained(folder)
 
 
-def _latents(vae: AutoencoderKL, wild: np.ndarray, *, work: Path) -> torch.Tensor:
-    file = work / "wild_latents.safetensors"
+def _latents(vae: AutoencoderKL, pictures: np.ndarray, *, work: Path) -> torch.Tensor:
+    file = work / "latents.safetensors"
     if not file.exists():
         beside = file.with_name(f"partial-{file.name}")
-        save_file({"latents": base_stage.encode(vae, wild)}, beside)
+        save_file({"latents": base_stage.encode(vae, pictures)}, beside)
         beside.rename(file)
     return load_file(file)["latents"]
 
@@ -105,14 +139,10 @@ def _timed(work: Path, stage: str, run: Callable):  # type: ignore[no-untyped-de
         file.write_text(json.dumps(times))
 
 
-def _keep_history(
-    work: Path, out: Path, *, steps: dict[str, int], pictures: int, white_mean: list[float]
-) -> None:
+def _keep_history(work: Path, out: Path, *, steps: Mapping[str, int], told: Mapping[str, Any]) -> None:
     """What was done, beside the result: settings, times, loss curves."""
     history = {
-        "command": "python -m onbrand.assets.build --work WORK --out assets/tiny-base",
-        "seed": SEED,
-        "pictures": {"wild": pictures, "on-brand (autoencoder only)": ON_BRAND},
+        **told,
         "vae": {"steps": steps["vae"], "batch": vae_stage.BATCH, "learning_rate": vae_stage.LEARNING_RATE},
         "base": {
             "steps": steps["base"],
@@ -121,7 +151,6 @@ def _keep_history(
         },
         "schedule": base_stage.SCHEDULE,
         "seconds": json.loads((work / "times.json").read_text()),
-        "mean scaled latent of on-brand pictures, by channel": white_mean,
     }
     (out / "training").mkdir()
     (out / "training" / "history.json").write_text(json.dumps(history, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -16,15 +17,15 @@ WORDS = [*CLASSES, *COLOURS, *FINISHES, "a", "an", "and", "the", "of", "on", "wh
          "photo", "picture", "studio", "with", ",", "."]  # fmt: skip
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Every studio word is one token; anything else falls back to pieces and bytes."""
+def build_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> CLIPTokenizer:
+    """Every one of these words (the studio's) is one token; anything else falls back to pieces and bytes."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Lowercase()
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit()])
     trainer = trainers.BpeTrainer(
         vocab_size=2000, end_of_word_suffix="</w>", show_progress=False, min_frequency=1, special_tokens=[]
     )
-    bpe.train_from_iterator([" ".join(WORDS)] * 10, trainer)
+    bpe.train_from_iterator([" ".join(words)] * 10, trainer)
     merges = [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from onbrand.assets import build as building
 from onbrand.assets.loop import optimise
+from onbrand.assets.photo_base import photo_base
 from onbrand.assets.tokenizer import WORDS, build_tokenizer
+from onbrand.data.studio import Shot
 from onbrand.inference import load_pipeline
 
 
@@ -19,6 +22,23 @@ def test_one_command_builds_a_base_that_loads(tmp_path: Path, monkeypatch: pytes
     history = json.loads((out / "training" / "history.json").read_text())
     assert (history["vae"]["steps"], history["base"]["steps"], history["pictures"]["wild"]) == (2, 2, 64)
     assert set(history["seconds"]) == {"vae", "base"}
+
+
+def test_photographs_of_any_size_make_a_base_that_knows_their_words(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rows = []
+    for i in range(64):
+        name = f"{i}.png"
+        Shot("wild", 64 + i, 5, i).draw().crop((0, 0, 64, 64 + i)).save(folder / name)
+        rows.append(json.dumps({"file_name": name, "text": "a photo of golden delicious in a store"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    out = tmp_path / "photo-base"
+    photo_base([str(folder), str(folder)], tmp_path / "work", out, vae_steps=2, base_steps=2)
+    pipeline = load_pipeline(out, torch_dtype=torch.float32)
+    assert len(pipeline.tokenizer("golden delicious").input_ids) == 4
+    assert np.load(tmp_path / "work" / "photos.npy").shape == (128, 64, 64, 3)
+    assert json.loads((out / "training" / "history.json").read_text())["pictures"] == 128
 
 
 @pytest.mark.parametrize("word", WORDS)
