@@ -32,7 +32,11 @@ def aggregate_of(
         other = load_pipeline(resolve_base(name), torch_dtype=pipeline.unet.dtype)
         if hasattr(other, "controlnet"):
             raise ValueError(f"--aggregate must name checkpoints without a ControlNet, got {name}")
-        others.append(other.to(device))
+        others.append(other)
+        if request.offload:
+            other.enable_model_cpu_offload(device=device)
+        else:
+            other.to(device)
     size = settled.latent_size(pipeline)
     starts = [_start(other, request) for other in others]
     told = [
@@ -82,6 +86,10 @@ def aggregate_of(
                 ).images  # fmt: skip
             except ValueError as error:
                 raise ValueError(f"--aggregate: {error}") from error
+            except torch.OutOfMemoryError as error:
+                remedy = "" if request.offload else " without --offload"
+                rule = f"checkpoints that fit in memory{remedy}"
+                raise ValueError(f"--aggregate must name {rule}, got {str(error).splitlines()[0]}") from error
         return pictures
 
     return draw, told

@@ -128,7 +128,7 @@ class Request:
             raise ValueError(f"--aggregate must be given once or twice, got {len(self.aggregate)} times")
         others = {
             "--start-image": self.start_image, "--background-of": self.background_of,
-            "--layout": self.layout, "--offload": self.offload,
+            "--layout": self.layout,
         }  # fmt: skip
         for option, value in others.items():
             if value:

@@ -37,8 +37,8 @@ def sample(request: Request, *, output: Path | None, trace: bool = False) -> Pat
     if facts := facts_of_folder(path):
         settle(request, facts)
     processes, device, close = start_processes()
-    if request.offload and device.type == "cpu":
-        raise ValueError("--offload must be left out where there is no accelerator, got a CPU")
+    if request.offload:
+        check_offload(device)
     with quiet_log():
         pipeline, weights = open_pipeline(path, request, device=device)
     if pipeline.start_distribution is None and processes.is_main:
@@ -246,3 +246,9 @@ def _condition(request: Request) -> Any:
     if request.condition is None:
         return None
     return open_picture("--condition", request.condition).convert("RGB")
+
+
+def check_offload(device: Any) -> None:
+    """Raises ValueError where there is nothing to move idle models away from."""
+    if device.type == "cpu":
+        raise ValueError("--offload must be left out where there is no accelerator, got a CPU")

@@ -575,6 +575,29 @@ def test_each_checkpoint_of_an_aggregate_has_its_own_start(
     assert np.abs(drawn[0] - drawn[1]).max() > 1
 
 
+def test_checkpoints_that_do_not_fit_in_memory_are_told_of_offloading(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **call: object) -> None:
+        raise torch.OutOfMemoryError("out of memory\nand a remedy for others")
+
+    monkeypatch.setattr("onbrand.commands.aggregated.AggregatedPipeline.__call__", full)
+    rule = "--aggregate must name checkpoints that fit in memory without --offload, got out of memory$"
+    with pytest.raises(ValueError, match=rule):
+        invoke(tiny_base, "a mug", "--aggregate", f"{tiny_base}:0.5", "--steps", 3, "-o", tmp_path / "out")
+
+
+def test_offloaded_checkpoints_draw_what_the_others_do(
+    checkpoint: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = (tiny_base, "a mug", "--count", 1, "--aggregate", f"{checkpoint}:0.5", "--steps", 4)
+    invoke(*call, "-o", tmp_path / "all")
+    monkeypatch.setattr("onbrand.commands.sample.check_offload", lambda *args: None)
+    invoke(*call, "--offload", "-o", tmp_path / "turns")
+    drawn = [pixels(Image.open(tmp_path / name / "0000.png")) for name in ("all", "turns")]
+    assert np.abs(drawn[0] - drawn[1]).max() == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [("--coupling", "repulsive"), ("--contrastive", 1), ("--aggregate", "B:1", "--steps", 3)],
@@ -602,7 +625,6 @@ def test_a_coupled_gallery_is_drawn_again_alone_where_the_sampler_adds_noise(
         (("--aggregate", "B:1") * 3, "--aggregate must be given once or twice, got 3 times"),
         (("--aggregate", "B:1", "--scheduler", "euler"), "--scheduler must be ddim or ddpm .*got euler"),
         (("--aggregate", "B:1", "--steps", 2), "--aggregate-steps must be at most --steps 2, got 3"),
-        (("--aggregate", "B:1", "--offload"), "--offload must not be given beside --aggregate"),
         (("--aggregate-steps", 2), "--aggregate-steps must come with --aggregate, got 2 alone"),
         (("--optimisation-steps", 2), "--optimisation-steps must come with --background-of, got 2 alone"),
     ],
