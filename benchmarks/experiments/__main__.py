@@ -10,16 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from onbrand.train.judge import side_by_side
+from PIL import Image
 from rich.console import Console
 
+from .catalogue import PICTURES, products, real_pictures
 from .cells import TABLES, Cell, Comparison
-from .measure import measure, measure_real
+from .draw import pictures_of
+from .measure import measure, measure_real, results
 from .tables import table_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Keeps catalogues, latents, trainings and pictures")]
 WORK = Path("runs/experiments")
+SHOWN = 8
 Table = Annotated[str, typer.Argument(help=", ".join(TABLES))]
 
 
@@ -42,6 +48,26 @@ def one(name: str, work: Work = WORK) -> None:
 def show(table: Table) -> None:
     """Prints what is measured of a table."""
     Console(width=120).print(table_of(_comparison(table)))
+
+
+@app.command()
+def sheet(table: Table, file: Path, work: Work = WORK) -> None:
+    """Writes a picture: a row a cell that is measured, the same products and noises down a column."""
+    known, rows = results(), {"real": shown_first(np.stack(real_pictures(work=work)))}
+    for cell in _comparison(table).cells(0):
+        if cell.name in known:
+            rows[f"{cell.training}, {cell.told_start}"] = shown_first(pictures_of(cell, work=work))
+    side_by_side(rows, columns=SHOWN).save(file)
+
+
+def shown_first(pictures: np.ndarray) -> list[Image.Image]:
+    """One product of each kind: every other kind from the catalogue's prompts, the others from new ones."""
+    half = SHOWN // 2
+    counts = [len(known) for known in products().values()]
+    places = [
+        set_ * PICTURES + (2 * i + set_) * counts[set_] // SHOWN for set_ in (0, 1) for i in range(half)
+    ]
+    return [Image.fromarray(pictures[place]) for place in places]
 
 
 def _comparison(name: str) -> Comparison:
