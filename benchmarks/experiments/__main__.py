@@ -16,7 +16,7 @@ from onbrand.train.judge import side_by_side
 from PIL import Image
 from rich.console import Console
 
-from .catalogue import PICTURES, products, real_pictures
+from .catalogue import PICTURES, SETS, products, real_pictures
 from .cells import TABLES, Cell, Comparison
 from .draw import pictures_of
 from .measure import measure, measure_real, results
@@ -62,11 +62,10 @@ def sheet(table: Table, file: Path, work: Work = WORK) -> None:
 
 def shown_first(pictures: np.ndarray) -> list[Image.Image]:
     """One product of each kind: every other kind from the catalogue's prompts, the others from new ones."""
-    half = SHOWN // 2
-    counts = [len(known) for known in products().values()]
-    places = [
-        set_ * PICTURES + (2 * i + set_) * counts[set_] // SHOWN for set_ in (0, 1) for i in range(half)
-    ]
+    places = []
+    for i in range(SHOWN):
+        of_kind = len(products()[SETS[i % 2]]) // SHOWN
+        places.append(i % 2 * PICTURES + i * of_kind + 5 * i % of_kind)
     return [Image.fromarray(pictures[place]) for place in places]
 
 
