@@ -6,82 +6,26 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
-from .foreground import measure
-from .rules import RULES, Failure, Limits, Range, judge, limits_from, write_json
+from .agreement import Scorer, TextAgreement
+from .kind import DESCRIPTOR
+from .limits import Limits, limits_from, write_json
+from .looks import Descriptor, Pictures, look_at, name_of, named_pictures, picture_paths
+from .rules import Failure, broken, compared, describe_limits
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+__all__ = ["AuditReport", "audit", "calibrate", "compare_table", "describe_limits", "named_pictures",
+           "picture_paths"]  # fmt: skip
+
 FEW = 20  # limits from fewer pictures are rough
 
-Pictures = str | os.PathLike[str] | Iterable[Image.Image]
 Classes = Sequence[str | int]
-
-
-def picture_paths(folder: str | os.PathLike[str]) -> list[Path]:
-    """All pictures in a folder and the folders in it, sorted, hidden ones left out.
-
-    Raises ValueError when there is no such folder, or no picture in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"pictures must be a list of PIL images or an existing folder, got {str(folder)!r}")
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not paths:
-        raise ValueError(
-            f"folder must hold pictures ({' '.join(PICTURE_SUFFIXES)}), got none in {str(folder)!r}"
-        )
-    return paths
-
-
-def open_picture(path: Path) -> Image.Image:
-    """One picture file, turned upright; Raises ValueError that names a file which cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture must be readable, got {str(path)!r}: {error}") from error
-
-
-def named_pictures(pictures: Pictures) -> Iterator[tuple[str, Image.Image]]:
-    """Name and picture of each: the path inside a folder, or "picture <position>" in a list."""
-    if isinstance(pictures, str | os.PathLike):
-        for path in picture_paths(pictures):
-            yield path.relative_to(pictures).as_posix(), open_picture(path)
-        return
-    for i, image in enumerate(pictures):
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"pictures must be PIL images, got {type(image).__name__} at position {i}")
-        yield f"picture {i}", image
-
-
-def measure_pictures(pictures: Pictures, *, what: str) -> tuple[list[str], list[dict[str, float]]]:
-    """Names and measures of all pictures, one in memory at a time; Raises ValueError when there are none."""
-    names, measures = [], []
-    for name, image in tqdm(
-        named_pictures(pictures), desc=f"measuring {what}", delay=2, leave=False, disable=None
-    ):
-        try:
-            measures.append(measure(image))
-        except ValueError as error:
-            raise ValueError(f"{what}, {name}: {error}") from error
-        names.append(name)
-    if not names:
-        raise ValueError(f"{what} must be at least one picture, got none")
-    return names, measures
 
 
 def class_labels(classes: Classes | None, *, count: int, what: str) -> list[str] | None:
@@ -96,32 +40,50 @@ def class_labels(classes: Classes | None, *, count: int, what: str) -> list[str]
     return labels
 
 
-def calibrate(images: Pictures, *, classes: Classes | None = None) -> Limits:
+def calibrate(
+    images: Pictures,
+    *,
+    classes: Classes | None = None,
+    descriptor: Descriptor | None = None,
+    captions: Sequence[str] | None = None,
+    scorer: Scorer | None = None,
+) -> Limits:
     """The limits that a catalogue's own pictures set, so that at least 95 % of further ones pass every rule.
 
     images: PIL images or a folder, searched recursively; classes: one class (name or id) a picture, for
-    limits of its own on where the product sits and how it is lit wherever a class has 40 pictures.
-    Raises ValueError on no pictures, an unreadable one, as many classes as there are not pictures, or a
-    catalogue in which no product stands out. Warns below 20 pictures.
+    limits of its own on how the product sits, stands and is lit wherever a class has 40 pictures.
+    descriptor: what tells kinds of pictures apart, from pictures to features (N, D); None: layout, edges and
+    colours, without a model. captions, scorer: one caption a picture and what scores them together, for a
+    rule on it.
+    Raises ValueError on no pictures, an unreadable one, as many classes or captions as there are not
+    pictures, captions without a scorer, or a catalogue in which no product stands out. Warns below 20
+    pictures, and where the pictures disagree with each other.
     """
-    _, measures = measure_pictures(images, what="reference")
-    if len(measures) < FEW:
-        warnings.warn(f"limits from fewer than {FEW} pictures are rough, got {len(measures)}", stacklevel=2)
-    return limits_from(measures, classes=class_labels(classes, count=len(measures), what="reference_classes"))
+    _, looks = look_at(images, what="reference", descriptor=descriptor, captions=captions, scorer=scorer)
+    if len(looks) < FEW:
+        warnings.warn(f"limits from fewer than {FEW} pictures are rough, got {len(looks)}", stacklevel=2)
+    return limits_from(
+        looks,
+        classes=class_labels(classes, count=len(looks), what="reference_classes"),
+        descriptor=name_of(descriptor, DESCRIPTOR),
+        scorer=None if scorer is None else name_of(scorer),
+    )
 
 
 @dataclass(frozen=True)
 class AuditReport:
     """What an audit found; everything but `limits` has one entry a picture, in the order given.
 
-    names: file names or positions; measures: see `foreground.measure`; failures: broken rules with reasons,
-    empty for a picture that passed; limits: what they were judged by.
+    names: file names or positions; measures: see `foreground.measure` and `rules.compared`; failures: broken
+    rules with reasons, empty for a picture that passed; limits: what they were judged by; text_agreement: of
+    captions that were scored.
     """
 
     names: list[str]
     measures: list[dict[str, float]]
     failures: list[list[Failure]]
     limits: Limits
+    text_agreement: TextAgreement | None = None
 
     @property
     def n(self) -> int:
@@ -147,7 +109,7 @@ class AuditReport:
     def rules(self) -> dict[str, float]:
         """Share of pictures that kept each rule, in [0, 1]."""
         broken = [{failure.rule for failure in failures} for failures in self.failures]
-        return {rule: 1 - sum(rule in rules for rules in broken) / self.n for rule in RULES}
+        return {rule: 1 - sum(rule in rules for rules in broken) / self.n for rule in self.limits.rules}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings and lists; what could not be measured is None."""
@@ -166,6 +128,8 @@ class AuditReport:
             "n": self.n,
             "rules": self.rules,
             "limits": self.limits.to_dict(),
+            "clusters": [each.to_dict() for each in self.limits.disagreements],
+            "text_agreement": None if self.text_agreement is None else self.text_agreement.to_dict(),
             "pictures": pictures,
         }
 
@@ -179,9 +143,9 @@ class AuditReport:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AuditReport:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote; its limits lack the catalogue's own pictures and judge no more."""
         stored = json.loads(Path(path).read_text())
-        pictures = stored["pictures"]
+        pictures, agreement = stored["pictures"], stored["text_agreement"]
         return cls(
             names=[picture["name"] for picture in pictures],
             measures=[
@@ -190,6 +154,7 @@ class AuditReport:
             ],
             failures=[[Failure(**failure) for failure in picture["failures"]] for picture in pictures],
             limits=Limits.from_dict(stored["limits"]),
+            text_agreement=None if agreement is None else TextAgreement(**agreement),
         )
 
     def table(self, *, title: str = "On-brand audit") -> Table:
@@ -200,6 +165,8 @@ class AuditReport:
         table.add_column("allowed")
         for rule, rate in self.rules.items():
             table.add_row(rule, f"{rate:.1%}", describe_limits(self.limits, rule=rule))
+        if (agreement := self.text_agreement) is not None:
+            table.add_row("caption", f"{agreement.mean:.3f}", str(agreement))
         table.add_section()
         table.add_row("all rules", f"{self.pass_rate:.1%} ± {self.standard_error:.1%}", f"{self.n} pictures")
         return table
@@ -212,14 +179,20 @@ def audit(
     classes: Classes | None = None,
     reference_classes: Classes | None = None,
     limits: Limits | None = None,
+    descriptor: Descriptor | None = None,
+    captions: Sequence[str] | None = None,
+    scorer: Scorer | None = None,
 ) -> AuditReport:
-    """Judges pictures by the look of a catalogue: backdrop, cropping, centring, scale and light.
+    """Judges pictures by the look of a catalogue: backdrop, framing, pose, light, shadow, kind of picture.
 
     images, reference: PIL images or a folder, searched recursively; reference may be `calibrate`'s Limits;
     `limits`, when given, stand in for a reference. classes, reference_classes: one class (name or id) a
-    picture.
-    Raises ValueError on no pictures, an unreadable one (named), as many classes as there are not pictures, a
-    class that the reference does not have, or neither reference nor limits.
+    picture. descriptor: the one that calibrated, None for the model-free one. captions, scorer: one caption
+    of each image and what scores them together: reported, and judged where the limits hold its own scores
+    of the catalogue.
+    Raises ValueError on no pictures, an unreadable one (named), as many classes or captions as there are not
+    pictures, a class that the reference does not have, another descriptor or scorer than calibrated,
+    or neither reference nor limits.
     """
     if limits is None:
         if reference is None:
@@ -227,14 +200,32 @@ def audit(
         if isinstance(reference, Limits):
             limits = reference
         else:
-            limits = calibrate(reference, classes=reference_classes)
-    names, measures = measure_pictures(images, what="images")
+            limits = calibrate(reference, classes=reference_classes, descriptor=descriptor)
+    _check_judges(limits, descriptor, scorer)
+    names, looks = look_at(images, what="images", descriptor=descriptor, captions=captions, scorer=scorer)
     labels = class_labels(classes, count=len(names), what="classes")
-    failures = [
-        judge(values, limits=limits, class_name=labels[i] if labels else None)
-        for i, values in enumerate(measures)
-    ]
-    return AuditReport(names=names, measures=measures, failures=failures, limits=limits)
+    measures, failures = [], []
+    for i, look in enumerate(looks):
+        label = None if labels is None else labels[i]
+        measures.append(compared(look, limits=limits, class_name=label))
+        failures.append(broken(measures[-1], limits=limits, class_name=label))
+    agreement = None
+    if scorer is not None:
+        scores = [values["text"] for values in measures]
+        agreement = TextAgreement.of(scores, scorer=name_of(scorer), known=limits.text)
+    return AuditReport(names, measures, failures, limits, agreement)
+
+
+def _check_judges(limits: Limits, descriptor: Descriptor | None, scorer: Scorer | None) -> None:
+    """Raises ValueError where the pictures would be described or scored otherwise than the catalogue was."""
+    if limits.reference is not None:
+        known, asked = limits.reference.kind.descriptor, name_of(descriptor, DESCRIPTOR)
+        if known != asked:
+            raise ValueError(f"descriptor must be the one that calibrated ({known}), got {asked}")
+    if scorer is not None and limits.text is not None:
+        known, asked = limits.text["scorer"], name_of(scorer)
+        if known != asked:
+            raise ValueError(f"scorer must be the one that calibrated ({known}), got {asked}")
 
 
 def compare_table(reports: Mapping[str, AuditReport], *, title: str = "On-brand audit") -> Table:
@@ -243,8 +234,9 @@ def compare_table(reports: Mapping[str, AuditReport], *, title: str = "On-brand 
     table.add_column("rule")
     for name in reports:
         table.add_column(Text(name), justify="right")
-    for rule in RULES:
-        table.add_row(rule, *(f"{report.rules[rule]:.1%}" for report in reports.values()))
+    for rule in dict.fromkeys(rule for report in reports.values() for rule in report.rules):
+        rates = (report.rules.get(rule) for report in reports.values())
+        table.add_row(rule, *("" if rate is None else f"{rate:.1%}" for rate in rates))
     table.add_section()
     table.add_row("all rules", *(f"{report.pass_rate:.1%}" for report in reports.values()), style="bold")
     table.add_row("standard error", *(f"{report.standard_error:.1%}" for report in reports.values()))
@@ -252,32 +244,7 @@ def compare_table(reports: Mapping[str, AuditReport], *, title: str = "On-brand 
     return table
 
 
-def describe_limits(limits: Limits, *, rule: str) -> str:
-    """What the pooled limits of one rule allow, in a few words."""
-    allowed = limits.pooled
-    match rule:
-        case "background":
-            colour = ", ".join(f"{value:.1f}" for value in limits.background_lab)
-            return f"Delta E {allowed['background'].high:.1f} from Lab ({colour})"
-        case "uniformity":
-            return f"Delta E {allowed['uniformity'].high:.1f} around the border"
-        case "cropping":
-            return f"{allowed['frame_contact'].high:.1%} of the edge touched"
-        case "centring":
-            return f"x {_percent(allowed['offset_x'])}, y {_percent(allowed['offset_y'])}"
-        case "scale":
-            return f"length {_percent(allowed['extent'])}, area {_percent(allowed['area'])}"
-        case _:
-            light, contrast = allowed["lightness"], allowed["contrast"]
-            return (
-                f"L {light.low:.0f} to {light.high:.0f}, contrast {contrast.low:.0f} to {contrast.high:.0f}"
-            )
-
-
-def _percent(allowed: Range) -> str:
-    return f"{allowed.low:.1%} to {allowed.high:.1%}"
-
-
 def _caption(limits: Limits) -> str:
     own = f"; {len(limits.by_class)} classes have limits of their own" if limits.by_class else ""
-    return f"limits from {limits.n} catalogue pictures{own}"
+    groups = "".join(f"\n{each}" for each in limits.disagreements)
+    return f"limits from {limits.n} catalogue pictures{own}{groups}"

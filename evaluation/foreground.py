@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 from skimage.color import deltaE_ciede2000, rgb2lab
+
+from .box import box_of
+from .kind import features_of
+from .pose import outline
+from .shading import light_slope
+from .shadow import SHADOW_MEASURES, shadow_of
 
 LONGEST_SIDE = 256  # larger pictures are shrunk to this before measuring
 RING_WIDTH = 0.06  # of the shorter side, at least 2 pixels
@@ -32,7 +39,21 @@ MEASURES = (
     "area",
     "lightness",
     "contrast",
+    "light_slope",
+    *SHADOW_MEASURES,
 )
+
+
+class Look(NamedTuple):
+    """One picture as the audit sees it, before it is compared with any catalogue.
+
+    values: see `measure`; outline: the product's, (24, 24) uint8, None without a product; features: what
+    kind of picture it is, (D,) float32.
+    """
+
+    values: dict[str, float]
+    outline: np.ndarray | None
+    features: np.ndarray
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -99,17 +120,23 @@ def _backdrop_and_distance(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def measure(image: Image.Image) -> dict[str, float]:
-    """Backdrop, framing and light of one picture, as named numbers.
+    """Backdrop, framing, light and shadow of one picture, as named numbers.
 
     image: any PIL picture of at least 8 x 8 pixels. background_l/a/b: median CIE Lab of the border ring.
     uniformity: CIEDE2000 from that median which 95 % of the ring's backdrop stays within. frame_contact:
     share of the outermost line of pixels that the product covers. offset_x, offset_y: centre of the
     product's box from the picture's centre, fractions of width and height, right and down positive.
     extent: the box's longer side, area: pixels covered, both fractions of the frame. lightness: mean L of
-    the product; contrast: its 95 % minus its 5 % quantile of L. A picture without a product has extent and
-    area 0 and NaN for what only a product has.
+    the product; contrast: its 95 % minus its 5 % quantile of L; light_slope: see `shading.light_slope`;
+    shadow, shadow_depth: see `shadow.shadow_of`. A picture without a product has extent and area 0 and NaN
+    for what only a product has.
     Raises ValueError when the picture is too small to measure.
     """
+    return look(image).values
+
+
+def look(image: Image.Image) -> Look:
+    """Everything the audit takes from a picture; Raises as `measure`."""
     if min(image.size) < 8:
         raise ValueError(f"image must be at least 8 x 8 pixels, got {image.width} x {image.height}")
     lab = to_lab(image)
@@ -118,37 +145,41 @@ def measure(image: Image.Image) -> dict[str, float]:
         raise ValueError(
             f"image must be at most 32 times as long as wide, got {image.width} x {image.height}"
         )
-    ring = border_ring(height, width)
     background, distance = _backdrop_and_distance(lab)
     mask = foreground_mask(distance)
+    values = dict.fromkeys(MEASURES, math.nan)
+    values.update(zip(("background_l", "background_a", "background_b"), background.tolist(), strict=True))
+    values["uniformity"] = _uniformity(distance, mask)
+    frame = np.ones_like(mask)
+    frame[1:-1, 1:-1] = False
+    values["frame_contact"] = float(mask[frame].mean())
+    values["extent"] = values["area"] = 0.0
+    features = features_of(lab)
+    if not mask.any():
+        return Look(values, None, features)
+    box = box_of(mask)
+    dark, bright = np.quantile(lab[..., 0][mask], (0.05, 0.95))
+    values |= {
+        "offset_x": (box.left + box.right) / (2 * width) - 0.5,
+        "offset_y": (box.top + box.bottom) / (2 * height) - 0.5,
+        "extent": max(box.width / width, box.height / height),
+        "area": float(mask.mean()),
+        "lightness": float(lab[..., 0][mask].mean()),
+        "contrast": float(bright - dark),
+        "light_slope": light_slope(lab[..., 0], mask, box),
+        **shadow_of(lab, background, mask, box),
+    }
+    return Look(values, outline(mask, box), features)
 
-    # A product that reaches into the ring is cropping's business. Once it covers more than a third of
-    # the ring there is no telling product from backdrop, and the whole ring counts.
+
+def _uniformity(distance: np.ndarray, mask: np.ndarray) -> float:
+    """How far the ring's backdrop strays, its 95 % quantile of Delta E.
+
+    A product that reaches into the ring is cropping's business. Once it covers more than a third of the ring
+    there is no telling product from backdrop, and the whole ring counts.
+    """
+    ring = border_ring(*mask.shape)
     backdrop = ring & ~ndimage.binary_dilation(mask, iterations=1)  # its soft edge is no backdrop either
     if backdrop.sum() < (1 - RING_SHARE) * ring.sum():
         backdrop = ring
-    frame = np.ones_like(mask)
-    frame[1:-1, 1:-1] = False
-    values = dict.fromkeys(MEASURES, math.nan)
-    values.update(zip(("background_l", "background_a", "background_b"), background.tolist(), strict=True))
-    values["uniformity"] = float(np.quantile(distance[backdrop], RING_QUANTILE))
-    values["frame_contact"] = float(mask[frame].mean())
-    values["extent"] = values["area"] = 0.0
-    if mask.any():
-        values.update(_product(mask, lab[..., 0]))
-    return values
-
-
-def _product(mask: np.ndarray, lightness: np.ndarray) -> dict[str, float]:
-    height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    dark, bright = np.quantile(lightness[mask], (0.05, 0.95))
-    return {
-        "offset_x": float((left + right) / (2 * width) - 0.5),
-        "offset_y": float((top + bottom) / (2 * height) - 0.5),
-        "extent": float(max((right - left) / width, (bottom - top) / height)),
-        "area": float(mask.mean()),
-        "lightness": float(lightness[mask].mean()),
-        "contrast": float(bright - dark),
-    }
+    return float(np.quantile(distance[backdrop], RING_QUANTILE))

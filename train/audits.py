@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ..evaluation import AuditReport, Limits, compare_table
+from ..evaluation.audit_page import write_audit_page
 from ..inference.load import load_pipeline
 from .judge import Audited, audit_file, audit_held_out, audit_model, save_audit, side_by_side
 from .metrics import read_metrics
@@ -61,7 +62,15 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
             save_audit(audited, name=name, run=run)
         rows = {name: audited.pictures for name, audited in audits.items() if name != HELD_OUT}
         side_by_side(rows).save(run / "before_and_after.png")
-        write_report(config, audits, prepared, metrics=read_metrics(run), run=run)
+        page = write_audit_page(
+            audit_file(START, run).with_suffix(".html"),
+            report=audits[START].report,
+            pictures=audits[START].pictures,
+            title=f"{run.name}, {START}",
+            reference_pictures=held_out.pictures,
+            captions=audits[START].prompts,
+        )
+        write_report(config, audits, prepared, metrics=read_metrics(run), run=run, audit_page=page)
         audits[START].report.save(run / "audit.json")
     processes.wait()
 

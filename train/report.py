@@ -29,8 +29,9 @@ def write_report(
     *,
     metrics: Sequence[Mapping[str, Any]],
     run: Path,
+    audit_page: Path,
 ) -> Path:
-    """Writes the run's report.html, pictures inlined."""
+    """Writes the run's report.html, pictures inlined; it links to the page of the last audit, in the run."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     growth = run / "samples" / GROWTH
     limits = next(iter(audits.values())).report.limits
@@ -44,6 +45,7 @@ def write_report(
         overview=data_uri(Image.open(run / "before_and_after.png")),
         growth=data_uri(Image.open(growth)) if growth.exists() else None,
         loss=loss_curve(metrics),
+        audit_page=audit_page.relative_to(run).as_posix(),
         prepared=prepared,
         offset_from=prepared.start_distribution.offset_from,
         total=prepared.start_distribution.config.num_train_timesteps,

@@ -3,8 +3,9 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
-from onbrand.evaluation import RULES, AuditReport, audit, calibrate, compare_table
+from onbrand.evaluation import RULES, AuditReport, Limits, audit, calibrate, compare_table
 from PIL import Image
 from rich.console import Console
 
@@ -27,6 +28,10 @@ def test_further_pictures_of_the_catalogue_pass(limits, draw_catalogue):
 @pytest.mark.parametrize("n", [20, 30, 60])
 def test_further_pictures_of_a_small_catalogue_pass(n, draw_catalogue):
     assert audit(draw_catalogue(200, seed=2), draw_catalogue(n, seed=n)).pass_rate >= 0.95
+
+
+# what is far off also makes another kind of picture, and a narrower product stands otherwise
+ALSO = {"light": {"kind"}, "centring": {"kind"}, "scale": {"pose", "kind"}, "uniformity": {"light", "kind"}}
 
 
 @pytest.mark.parametrize(
@@ -54,22 +59,24 @@ def test_further_pictures_of_a_small_catalogue_pass(n, draw_catalogue):
         ({"colour": (255, 200, 190)}, "light", r"mean lightness is L 8\d\.\d, allowed"),
     ],
 )
-def test_each_rule_fails_alone_and_says_why(change, rule, words, limits, draw):
+def test_each_rule_fails_and_says_why(change, rule, words, limits, draw):
     report = audit([draw(), draw(**change)], limits)
     good, bad = report.failures
     assert good == []
-    assert {failure.rule for failure in bad} == {rule}
+    broken = {failure.rule for failure in bad}
+    assert {rule} <= broken <= {rule} | ALSO.get(rule, set())
     assert any(re.search(words, failure.reason) for failure in bad)
-    assert report.rules == {name: 0.5 if name == rule else 1.0 for name in RULES}
+    assert report.rules == {name: 0.5 if name in broken else 1.0 for name in RULES}
     assert report.passed == [True, False]
     assert report.pass_rate == 0.5
 
 
-def test_cropping_fails_alone_where_products_nearly_fill_the_frame(draw, draw_catalogue):
+def test_cropping_fails_where_products_nearly_fill_the_frame(draw, draw_catalogue):
     report = audit([draw(size=(1.04, 0.4))], draw_catalogue(200, seed=5, size=(0.94, 0.4)))
-    (failure,) = report.failures[0]
+    failure = report.failures[0][0]
     assert failure.rule == "cropping"
     assert "of the picture's edge, at most" in failure.reason
+    assert {failure.rule for failure in report.failures[0]} <= {"cropping", "kind"}
 
 
 def test_light_that_is_flat_or_harsh_fails(limits, draw):
@@ -91,9 +98,10 @@ def test_products_are_judged_by_their_own_class(draw, draw_catalogue):
     picture = [draw(size=(0.4, 0.3))]
     known = {"reference": wide + small, "reference_classes": classes}
     assert audit(picture, **known, classes=["small"]).pass_rate == 1
-    assert audit(picture, **known).pass_rate == 1
+    with pytest.warns(UserWarning, match="reference pictures disagree on extent: 60 pictures at 0.4"):
+        assert audit(picture, wide + small).pass_rate == 1
     broken = audit(picture, **known, classes=["wide"]).failures[0]
-    assert {failure.rule for failure in broken} == {"scale"}
+    assert {failure.rule for failure in broken} == {"scale", "pose"}
 
 
 def test_class_ids_serve_as_classes(draw):
@@ -135,6 +143,7 @@ def test_pictures_are_turned_upright(tmp_path, limits, draw):
 def test_json_holds_the_contract_and_the_limits(tmp_path, limits, draw):
     report = audit([draw(), draw(), draw(colour=None)], limits)
     report.save(tmp_path / "new" / "audit.json")
+    assert (tmp_path / "new" / "audit.json").stat().st_size < 10_000
     stored = json.loads((tmp_path / "new" / "audit.json").read_text())
     assert stored == json.loads(report.to_json()) == report.to_dict()
     assert AuditReport.load(tmp_path / "new" / "audit.json").to_dict() == stored
@@ -146,9 +155,12 @@ def test_json_holds_the_contract_and_the_limits(tmp_path, limits, draw):
     assert stored["limits"] == limits.to_dict()
     assert stored["limits"]["floors"]["background"]["value"] == 3
     assert stored["pictures"][2]["measures"]["lightness"] is None
-    assert stored["pictures"][2]["failures"] == [
-        {"rule": "scale", "reason": "no product stands out from the backdrop"}
-    ]
+    assert stored["pictures"][2]["measures"]["pose"] is None
+    assert stored["pictures"][2]["failures"][0] == {
+        "rule": "scale", "reason": "no product stands out from the backdrop"
+    }  # fmt: skip
+    assert stored["clusters"] == []
+    assert stored["text_agreement"] is None
 
 
 def test_the_table_prints_rates_and_limits(limits, draw):
@@ -229,3 +241,123 @@ def test_wrong_lengths_and_types_are_refused(limits, draw):
 def test_a_report_without_failures_has_no_error(limits):
     report = AuditReport(names=["a"], measures=[{}], failures=[[]], limits=limits)
     assert (report.n, report.pass_rate, report.standard_error) == (1, 1.0, 0.0)
+
+
+def test_limits_read_from_a_report_judge_no_more(tmp_path, limits, draw):
+    audit([draw()], limits).save(tmp_path / "audit.json")
+    with pytest.raises(
+        ValueError, match=r"limits must hold the catalogue's own pictures, .* got those of a rep"
+    ):
+        audit([draw()], AuditReport.load(tmp_path / "audit.json").limits)
+
+
+def test_a_catalogue_that_disagrees_with_itself_is_told_and_both_halves_pass(draw):
+    white, grey = ([draw(backdrop=(level,) * 3, seed=i) for i in range(30)] for level in (250, 200))
+    with pytest.warns(
+        UserWarning, match=r"disagree on background: 30 pictures at Lab \(.*, 30 pictures at Lab"
+    ):
+        limits = calibrate(white + grey)
+    report = audit([draw(), draw(backdrop=(200,) * 3), draw(backdrop=(225,) * 3)], limits)
+    assert [{"background"} <= {failure.rule for failure in broken} for broken in report.failures] == [
+        False, False, True,
+    ]  # fmt: skip
+    (found,) = report.to_dict()["clusters"]
+    assert found["criterion"] == "background"
+    assert [cluster["size"] for cluster in found["clusters"]] == [30, 30]
+    assert "disagree on background" in rendered(report.table())
+
+
+def test_one_picture_calibrates_with_a_warning_and_passes(draw):
+    with pytest.warns(UserWarning, match="limits from fewer than 20 pictures are rough, got 1"):
+        limits = calibrate([draw()])
+    assert audit([draw()], limits).pass_rate == 1
+    assert limits.pooled["pose"].high == 1  # nothing to compare with: not limited
+    assert rendered(audit([draw()], limits).table()).count("anything: too few pictures to tell") == 2
+
+
+def test_pictures_of_any_size_and_mode_are_judged_alike(limits, draw):
+    large = draw().resize((512, 512), Image.Resampling.LANCZOS)
+    clear = draw().convert("RGBA")
+    palette = draw().quantize(256)
+    assert audit([large, clear, palette], limits).passed == [True, True, True]
+
+
+class Bright:
+    """Scores a picture by how far its brightness is from the number its caption says."""
+
+    name = "brightness"
+
+    def __call__(self, pictures, captions):
+        pairs = zip(captions_of(pictures), captions, strict=True)
+        return [1 - abs(int(level) - int(text)) / 255 for level, text in pairs]
+
+
+def captions_of(pictures):
+    """The right caption of each: its mean grey level."""
+    return [
+        str(picture.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0)))
+        for picture in pictures
+    ]
+
+
+def test_captions_are_judged_where_the_catalogue_was_scored(tmp_path, draw, draw_catalogue):
+    known = draw_catalogue(30, seed=8)
+    limits = calibrate(known, captions=captions_of(known), scorer=Bright())
+    picture = draw()
+    (right,) = captions_of([picture])
+    report = audit([picture, picture], limits, captions=[right, "0"], scorer=Bright())
+    assert report.passed == [True, False]
+    assert report.rules["text"] == 0.5
+    assert report.failures[1][0].rule == "text"
+    assert re.search(r"score with its caption is 0\.\d+, at least 0\.9", report.failures[1][0].reason)
+    agreement = report.text_agreement
+    assert agreement.mean == pytest.approx((report.measures[0]["text"] + report.measures[1]["text"]) / 2)
+    assert agreement.ratio == pytest.approx(agreement.mean / limits.text["mean"])
+    report.save(tmp_path / "audit.json")
+    loaded = AuditReport.load(tmp_path / "audit.json")
+    assert loaded.text_agreement == agreement
+    assert "of the catalogue's own 1.000, by brightness" in rendered(loaded.table())
+    # without captions nothing is scored
+    assert "text" not in audit([picture], limits).measures[0]
+
+
+def test_captions_are_only_reported_where_the_catalogue_was_not_scored(limits, draw):
+    report = audit([draw(), draw()], limits, captions=["0", "10"], scorer=Bright())
+    assert report.pass_rate == 1
+    assert "text" not in report.rules
+    assert report.text_agreement.ratio is None
+    assert report.text_agreement.standard_error == pytest.approx(5 / 255)
+
+
+def test_captions_scorers_and_descriptors_that_do_not_fit_are_refused(limits, draw, draw_catalogue):
+    with pytest.raises(
+        ValueError, match="captions and scorer must be given together, got captions without sco"
+    ):
+        audit([draw()], limits, captions=["a"])
+    with pytest.raises(ValueError, match="captions must be one a picture, got 1 and more pictures"):
+        audit([draw(), draw()], limits, captions=["0"], scorer=Bright())
+    with pytest.raises(ValueError, match="captions must be one a picture, got 2 for 1 pictures"):
+        audit([draw()], limits, captions=["0", "0"], scorer=Bright())
+    known = draw_catalogue(20, seed=9)
+    scored = calibrate(known, captions=captions_of(known), scorer=Bright())
+    with pytest.raises(
+        ValueError, match=r"scorer must be the one that calibrated \(brightness\), got <lambda>"
+    ):
+        audit([draw()], scored, captions=["0"], scorer=lambda pictures, captions: [0.0])
+    with pytest.raises(
+        ValueError, match=r"descriptor must be the one that calibrated \(layout, .*\), got thumbnails"
+    ):
+        audit([draw()], limits, descriptor=thumbnails)
+
+
+def thumbnails(pictures):
+    rows = np.stack([np.asarray(p.convert("RGB").resize((4, 4)), dtype=np.float64).ravel() for p in pictures])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_a_descriptor_of_your_own_tells_the_kinds_apart(draw, draw_catalogue):
+    limits = calibrate(draw_catalogue(60, seed=10), descriptor=thumbnails)
+    report = audit([draw(), draw(backdrop=(20, 60, 200))], limits, descriptor=thumbnails)
+    assert report.passed == [True, False]
+    assert "kind" in {failure.rule for failure in report.failures[1]}
+    assert Limits.from_dict(json.loads(json.dumps(limits.to_dict()))) == limits

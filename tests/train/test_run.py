@@ -73,7 +73,9 @@ def test_a_run_leaves_everything_it_promises(make_config: MakeConfig, tiny_base:
     shipped = load_pipeline(run / "model")
     assert shipped.start_distribution.class_names[0] == "bag"
     assert shipped.start_distribution.offset_from == 941
-    assert "http" not in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert "http" not in page
+    assert (run / page.split('href="')[1].split('"')[0]).read_text().count('<li class="') == 4
 
 
 def test_the_same_command_again_repeats_nothing(
