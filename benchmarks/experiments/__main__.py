@@ -20,7 +20,7 @@ from .catalogue import PICTURES, SETS, products, real_pictures
 from .cells import TABLES, Cell, Comparison
 from .draw import pictures_of
 from .measure import measure, measure_real, results
-from .tables import table_of
+from .tables import in_markdown, table_of
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="Keeps catalogues, latents, trainings and pictures")]
@@ -45,9 +45,15 @@ def one(name: str, work: Work = WORK) -> None:
 
 
 @app.command("table")
-def show(table: Table) -> None:
+def show(
+    table: Table, markdown: Annotated[bool, typer.Option(help="As the documentation has it")] = False
+) -> None:
     """Prints what is measured of a table."""
-    Console(width=120).print(table_of(_comparison(table)))
+    found = table_of(_comparison(table))
+    if markdown:
+        typer.echo(in_markdown(found))
+    else:
+        Console(width=160).print(found)
 
 
 @app.command()

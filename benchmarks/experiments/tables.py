@@ -85,3 +85,11 @@ def _p_value(lines: Lines, best: Lines) -> str:
     )
     found = compare(ours, theirs).p_value
     return "< .001" if found < 0.001 else f"{found:.3f}"
+
+
+def in_markdown(table: Table) -> str:
+    """A table of plain text as markdown."""
+    marks = ["---:" if column.justify == "right" else "---" for column in table.columns]
+    rows = [[str(column.header) for column in table.columns], marks]
+    rows += zip(*(list(column.cells) for column in table.columns), strict=True)
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)

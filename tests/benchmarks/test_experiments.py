@@ -164,3 +164,7 @@ def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
     assert cells[1][-1] == "< .001"
     assert cells[2][:3] == ("plain", "class mean", "none")
     assert cells[3][4] == "1.000 ± " + cells[3][4].split("± ")[1]
+    lines_of = tables.in_markdown(table=tables.table_of(Comparison("few", rows))).splitlines()
+    assert lines_of[0].startswith("| trained | started from | seeds | on brand, catalogue |")
+    assert lines_of[3].startswith("| plain | pure noise | 1 | 25.0 ± 9.7 % |")
+    assert {line.count("|") for line in lines_of} == {lines_of[0].count("|")}
