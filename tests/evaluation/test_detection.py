@@ -19,7 +19,7 @@ from onbrand.evaluation import (
     success_rate,
     wanted_of,
 )
-from onbrand.evaluation.detection import best_iou, size_bin
+from onbrand.evaluation.detection import best_iou, count_scores, size_bin
 from onbrand.evaluation.hub_detector import resized
 from PIL import Image
 from rich.console import Console
@@ -115,6 +115,30 @@ def test_scores_by_size_of_the_box_wanted():
         "success: IoU above .5",
     ):
         assert part in told
+
+
+def test_scores_by_the_number_of_instances_wanted():
+    thin = (0.0, 0.0, 0.1, 1.0)
+    wanted = [[Wanted("mug", HALF, "red")], [Wanted("mug", HALF), Wanted("hat", thin)], [Wanted("hat", HALF)]]
+    found = [
+        [Detection("mug", HALF, 1.0, "blue")],
+        [Detection("mug", QUARTER, 1.0), Detection("hat", thin, 1.0)],
+        [Detection("hat", HALF, 1.0)],
+    ]
+    scores = count_scores(found, wanted)
+    assert {count: (score.n, score.success, score.mean_iou) for count, score in scores.items()} == {
+        1: (2, 0.5, 0.5),
+        2: (2, 0.5, 0.75),
+    }
+    assert list(count_scores(found[::-1], wanted[::-1])) == [1, 2]
+    assert count_scores(found, wanted, threshold=0.4)[2].success == 1.0
+    without_thin = count_scores(found, wanted, min_side=0.1 + 1e-9)
+    assert (without_thin[2].n, without_thin[2].success, without_thin[1]) == (1, 0.0, scores[1])
+    assert count_scores(found, wanted, min_side=0.1) == scores
+    with pytest.raises(ValueError, match=r"an instance of at least min_side 1.1, got none"):
+        count_scores(found, wanted, min_side=1.1)
+    with pytest.raises(ValueError, match="must be a list for each of 3 pictures asked for, got 1"):
+        count_scores(found[:1], wanted)
 
 
 def test_scores_of_nothing_are_refused():
