@@ -283,13 +283,22 @@ def audit(
     start: Annotated[str, typer.Option(help="For a checkpoint: mean, draw, or none for pure noise")] = "mean",
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write")] = Path("audit"),
     min_pass: Annotated[float, typer.Option(help="Exit with 1 below this pass rate, 0 to 1")] = 0.0,
+    descriptor: Annotated[
+        str | None,
+        typer.Option(help="Tells kinds of pictures apart: an SSCD file, or a CLIP folder or hub id"),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="A CLIP folder or hub id: do pictures show what their captions say?"),
+    ] = None,
 ) -> None:
     """Which pictures keep the catalogue's look, rule by rule, and why the others do not."""
     from .commands.audit import audit
 
     if not audit(
-        subject, against=against, overrides=overrides or [], start=start, output=output, min_pass=min_pass
-    ):
+        subject, against=against, overrides=overrides or [], start=start, output=output, min_pass=min_pass,
+        descriptor=descriptor, clip=clip,
+    ):  # fmt: skip
         raise typer.Exit(1)
 
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import chain
+import warnings
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from ..configs import config_of
-from .console import best_device, quiet_console
+from .console import best_device, notes_once, quiet_console
+from .judges import load_descriptor, load_scorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..data.catalogue import Catalogue
+    from ..evaluation.agreement import Scorer
+    from ..evaluation.looks import Descriptor
     from ..train.judge import Audited
 
 # the longer side of a folder's and its catalogue's pictures, in pixels, when they are compared
 FOLDER_RESOLUTION = 256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to audit: see the command's options."""
+
+    against: str
+    overrides: list[str]
+    start: str
+    output: Path
+    descriptor: Descriptor | None
+    scorer: Scorer | None
 
 
 @dataclass(frozen=True)
@@ -31,25 +48,49 @@ class Findings:
 
 
 def audit(
-    subject: str, *, against: str, overrides: list[str], start: str, output: Path, min_pass: float = 0.0
+    subject: str,
+    *,
+    against: str,
+    overrides: list[str],
+    start: str,
+    output: Path,
+    min_pass: float = 0.0,
+    descriptor: str | None = None,
+    clip: str | None = None,
 ) -> bool:
     """Prints the table, writes JSON, a page and a contact sheet; returns whether at least `min_pass` passed.
 
-    Raises ValueError on a subject that is neither pictures nor a checkpoint, an unreadable catalogue, or a
-    `min_pass` that is no share.
+    descriptor: an SSCD torchscript file, or a CLIP folder or hub id, that tells kinds of pictures apart;
+    clip: a CLIP folder or hub id that scores pictures with their captions.
+    Raises ValueError on a subject that is neither pictures nor a checkpoint, an unreadable catalogue,
+    models that are none, pictures without captions if they are scored, or a `min_pass` that is no share.
     """
     if not 0 <= min_pass <= 1:
         raise ValueError(f"--min-pass must be between 0 and 1, got {min_pass:g}")
     console = quiet_console()
+    from PIL.Image import DecompressionBombWarning
+
     from ..train.models import resolve_base
+
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # twice as many are refused
 
     folder = Path(resolve_base(subject))
     is_pictures = folder.is_dir() and not (folder / "model_index.json").exists()
     judge = _audit_folder if is_pictures else _audit_checkpoint
-    found = judge(resolve_base(subject), against=against, overrides=overrides, start=start, output=output)
+    asked = Asked(
+        against, overrides, start, output,
+        None if descriptor is None else load_descriptor(descriptor),
+        None if clip is None else load_scorer(clip),
+    )  # fmt: skip
+    with notes_once(lambda text, **how: console.print(escape(text), **how)):
+        found = judge(resolve_base(subject), asked)
     report = found.audited.report
     console.print(report.table(title=f"{subject} against {against}"))
     facts = {"catalogue": against, **found.facts}
+    if descriptor is not None:
+        facts["kind of picture by"] = descriptor
+    if clip is not None:
+        facts["captions scored by"] = clip
     if min_pass:
         facts["wanted"] = f"at least {min_pass:.1%} pass"
     for what, path in _write(found, title=subject, facts=facts, output=output).items():
@@ -89,33 +130,39 @@ def _write(found: Findings, *, title: str, facts: dict[str, str], output: Path) 
     return files
 
 
-def _audit_folder(subject: str, *, against: str, overrides: list[str], start: str, output: Path) -> Findings:
+def _audit_folder(subject: str, asked: Asked) -> Findings:
     from ..evaluation import audit as audit_pictures
-    from ..evaluation.audit import named_pictures
+    from ..evaluation import calibrate
     from ..evaluation.audit_page import EXAMPLES
     from ..evaluation.framing import fit_for, shrunk
     from ..train.draw import round_robin
     from ..train.judge import Audited
-    from ..train.prepare import open_catalogue
+    from .folders import Fitted, captions_of, open_reference, open_upright, pictures_of, sizes_of
 
-    config = config_of(overrides, data={"source": against, "resolution": FOLDER_RESOLUTION})
-    catalogue, side = open_catalogue(config.data), config.data.resolution
-    known = range(len(catalogue))
-    fit = fit_for(chain((image for _, image in named_pictures(subject)), map(catalogue.image, known)))
-    names, pictures = [], []
-    for name, picture in named_pictures(subject):
-        names.append(name)
-        pictures.append(fit(picture, side))
-    report = replace(audit_pictures(pictures, (fit(catalogue.image(i), side) for i in known)), names=names)
-    examples = [fit(catalogue.image(i), side) for i in round_robin(catalogue, EXAMPLES)]
+    folder, scorer = Path(subject), asked.scorer
+    paths = pictures_of(folder, output=asked.output)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    config = config_of(asked.overrides, data={"source": asked.against, "resolution": FOLDER_RESOLUTION}).data
+    captions = None if scorer is None else captions_of(folder, paths, column=config.caption_column)
+    catalogue = open_reference(config, captioned=scorer is not None)
+    sizes = [*sizes_of(paths), *((width, height) for height, width in catalogue.sizes)]
+    fit, side = fit_for(sizes), config.resolution
+    known = Fitted(catalogue.image, len(catalogue), fit, side)
+    pictures = Fitted(lambda i: open_upright(paths[i], backdrop=config.backdrop), len(paths), fit, side)
+    limits = calibrate(
+        known, descriptor=asked.descriptor, captions=None if scorer is None else catalogue.captions,
+        scorer=scorer,
+    )  # fmt: skip
+    report = audit_pictures(
+        pictures, limits, names=names, descriptor=asked.descriptor, captions=captions, scorer=scorer
+    )
     how = "in their own shape" if fit is shrunk else "in squares filled with their own backdrop"
-    facts = {"compared at": f"at most {side} x {side} pixels, {how}"}
-    return Findings(Audited(pictures, names, report), examples, facts)
+    facts = {"compared at": f"at most {side} x {side} pixels, {how}", **_left_out(catalogue)}
+    examples = [known[i] for i in round_robin(catalogue, EXAMPLES)]
+    return Findings(Audited(pictures, captions or names, report), examples, facts)
 
 
-def _audit_checkpoint(
-    subject: str, *, against: str, overrides: list[str], start: str, output: Path
-) -> Findings:
+def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
     from rich.progress import Progress
 
     from ..evaluation.audit_page import EXAMPLES
@@ -126,28 +173,43 @@ def _audit_checkpoint(
 
     pipeline = load_pipeline(subject).to(best_device())
     config = config_of(
-        overrides, data={"source": against, **framing_of(pipeline)}, model=condition_of(pipeline)
+        asked.overrides,
+        data={"source": asked.against, **framing_of(pipeline)},
+        model=condition_of(pipeline),
     )
     parts = [
-        encode_part(catalogue, pipeline, config, cache_dir=latents_folder(config.data, output),
+        encode_part(catalogue, pipeline, config, cache_dir=latents_folder(config.data, asked.output),
                     device=pipeline.device)
         for catalogue in split_catalogue(config)
     ]  # fmt: skip
-    limits = fix_limits(parts[0], pipeline.vae)
+    judges: dict[str, Any] = {"descriptor": asked.descriptor, "scorer": asked.scorer}
+    limits = fix_limits(parts[0], pipeline.vae, **judges)
     settings = config.run.audit
-    start = start if pipeline.start_distribution else "none"
+    start = asked.start if pipeline.start_distribution else "none"
     with Progress(transient=True) as progress:
         bar = progress.add_task("drawing", total=settings.pictures)
         audited = audit_model(
             pipeline, parts[1], limits=limits, start=start, settings=settings, seed=config.run.seed,
-            advance=lambda n: progress.advance(bar, n),
+            advance=lambda n: progress.advance(bar, n), **judges,
         )  # fmt: skip
     examples = decode_rows(pipeline.vae, parts[0], round_robin(parts[0].catalogue, EXAMPLES))
     facts = {
         "start": "pure noise" if start == "none" else start,
         "limits": "from the catalogue's pictures after a round trip through the model's VAE",
+        **_left_out(parts[0].catalogue),
     }
     return Findings(audited, examples, facts)
+
+
+def _left_out(catalogue: Catalogue) -> dict[str, str]:
+    """A fact, said aloud as well, where pictures of the catalogue could not be used."""
+    if not catalogue.dropped:
+        return {}
+    why = Counter(reason for _, reason in catalogue.dropped)
+    counts = ", ".join(f"{count} {reason}" for reason, count in why.most_common())
+    first = catalogue.dropped[0][0]
+    warnings.warn(f"pictures of the catalogue were left out: {counts} (the first is {first})", stacklevel=2)
+    return {"left out of the catalogue": counts}
 
 
 def framing_of(pipeline: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..configs import config_of
 from .console import best_device, notes_once, quiet_console, quiet_log
+from .judges import load_descriptor
 from .prompts import read_galleries
 
 NOISES = 2  # of each prompt: pictures of one prompt from different noises are what a threshold must part
@@ -185,10 +186,7 @@ def _descriptor(source: str | None, reference: list[Any]) -> Any:
         from ..evaluation.thumbnails import Thumbnails
 
         return Thumbnails(reference)
-    from ..evaluation.similarity import load_clip, load_sscd
-
-    is_script = Path(source).is_file()
-    return (load_sscd if is_script else load_clip)(source, device=str(best_device()))
+    return load_descriptor(source)
 
 
 def _threshold(

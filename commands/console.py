@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-SPEAKERS = (Path(__file__).parent, Path(__file__).parents[1] / "inference")
+SPEAKERS = [Path(__file__).parents[1] / name for name in ("commands", "evaluation", "inference", "train")]
 
 
 def best_device() -> str:

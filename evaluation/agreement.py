@@ -30,7 +30,8 @@ def clip_agreement(clip: CLIP) -> Scorer:
 class TextAgreement:
     """Mean score of pictures with their captions, its standard error, and its ratio to the catalogue's.
 
-    reference: the mean of the catalogue's own pictures; it and ratio are None where those were not scored.
+    reference: the mean of the catalogue's own pictures; it and ratio are None where those were not scored,
+    ratio also where that mean is not above 0, and a ratio to it means nothing.
     """
 
     scorer: str
@@ -46,7 +47,7 @@ class TextAgreement:
         n, mean = len(scores), math.fsum(scores) / len(scores)
         variance = math.fsum((score - mean) ** 2 for score in scores) / max(1, n - 1)
         reference = None if known is None else known["mean"]
-        ratio = mean / reference if reference else None
+        ratio = mean / reference if reference and reference > 0 else None
         return cls(scorer, mean, math.sqrt(variance / n), n, reference, ratio)
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from .agreement import Scorer, TextAgreement
 from .kind import DESCRIPTOR
-from .limits import Limits, limits_from, write_json
+from .limits import Limits, limits_from, read_limits, write_json
 from .looks import Descriptor, Pictures, look_at, name_of, named_pictures, picture_paths
 from .rules import Failure, broken, compared, describe_limits
 
@@ -76,7 +76,7 @@ class AuditReport:
 
     names: file names or positions; measures: see `foreground.measure` and `rules.compared`; failures: broken
     rules with reasons, empty for a picture that passed; limits: what they were judged by; text_agreement: of
-    captions that were scored.
+    captions that were scored; classes: those they were judged as, None without.
     """
 
     names: list[str]
@@ -84,6 +84,7 @@ class AuditReport:
     failures: list[list[Failure]]
     limits: Limits
     text_agreement: TextAgreement | None = None
+    classes: list[str] | None = None
 
     @property
     def n(self) -> int:
@@ -113,7 +114,7 @@ class AuditReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings and lists; what could not be measured is None."""
-        pictures = [
+        pictures: list[dict[str, Any]] = [
             {
                 "name": name,
                 "passed": not broken,
@@ -122,6 +123,8 @@ class AuditReport:
             }
             for name, values, broken in zip(self.names, self.measures, self.failures, strict=True)
         ]
+        for picture, class_name in zip(pictures, self.classes or (), strict=bool(self.classes)):
+            picture["class"] = class_name
         return {
             "pass_rate": self.pass_rate,
             "standard_error": self.standard_error,
@@ -143,8 +146,12 @@ class AuditReport:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AuditReport:
-        """Reads what `save` wrote; its limits lack the catalogue's own pictures and judge no more."""
+        """Reads what `save` wrote; its limits lack the catalogue's own pictures and judge no more.
+
+        Raises ValueError, which says what to do, on an audit by other rules.
+        """
         stored = json.loads(Path(path).read_text())
+        limits = read_limits(stored["limits"], path)
         pictures, agreement = stored["pictures"], stored["text_agreement"]
         return cls(
             names=[picture["name"] for picture in pictures],
@@ -153,8 +160,9 @@ class AuditReport:
                 for picture in pictures
             ],
             failures=[[Failure(**failure) for failure in picture["failures"]] for picture in pictures],
-            limits=Limits.from_dict(stored["limits"]),
+            limits=limits,
             text_agreement=None if agreement is None else TextAgreement(**agreement),
+            classes=[picture["class"] for picture in pictures] if "class" in pictures[0] else None,
         )
 
     def table(self, *, title: str = "On-brand audit") -> Table:
@@ -168,7 +176,7 @@ class AuditReport:
         if (agreement := self.text_agreement) is not None:
             table.add_row("caption", f"{agreement.mean:.3f}", str(agreement))
         table.add_section()
-        table.add_row("all rules", f"{self.pass_rate:.1%} ± {self.standard_error:.1%}", f"{self.n} pictures")
+        table.add_row("all rules", f"{self.pass_rate:.1%} ± {self.standard_error:.1%}", _pictures(self.n))
         return table
 
 
@@ -179,6 +187,7 @@ def audit(
     classes: Classes | None = None,
     reference_classes: Classes | None = None,
     limits: Limits | None = None,
+    names: Sequence[str] | None = None,
     descriptor: Descriptor | None = None,
     captions: Sequence[str] | None = None,
     scorer: Scorer | None = None,
@@ -187,11 +196,11 @@ def audit(
 
     images, reference: PIL images or a folder, searched recursively; reference may be `calibrate`'s Limits;
     `limits`, when given, stand in for a reference. classes, reference_classes: one class (name or id) a
-    picture. descriptor: the one that calibrated, None for the model-free one. captions, scorer: one caption
-    of each image and what scores them together: reported, and judged where the limits hold its own scores
-    of the catalogue.
-    Raises ValueError on no pictures, an unreadable one (named), as many classes or captions as there are not
-    pictures, a class that the reference does not have, another descriptor or scorer than calibrated,
+    picture. names: what the images are called, None: their file names or positions. descriptor: the one that
+    calibrated, None for the model-free one. captions, scorer: one caption of each image and what scores them
+    together: reported, and judged where the limits hold its own scores of the catalogue.
+    Raises ValueError on no pictures, an unreadable one (named), as many classes, names or captions as there
+    are not pictures, a class that the reference does not have, another descriptor or scorer than calibrated,
     or neither reference nor limits.
     """
     if limits is None:
@@ -202,8 +211,10 @@ def audit(
         else:
             limits = calibrate(reference, classes=reference_classes, descriptor=descriptor)
     _check_judges(limits, descriptor, scorer)
-    names, looks = look_at(images, what="images", descriptor=descriptor, captions=captions, scorer=scorer)
-    labels = class_labels(classes, count=len(names), what="classes")
+    told, looks = look_at(
+        images, what="images", descriptor=descriptor, given_names=names, captions=captions, scorer=scorer
+    )
+    labels = class_labels(classes, count=len(told), what="classes")
     measures, failures = [], []
     for i, look in enumerate(looks):
         label = None if labels is None else labels[i]
@@ -213,7 +224,7 @@ def audit(
     if scorer is not None:
         scores = [values["text"] for values in measures]
         agreement = TextAgreement.of(scores, scorer=name_of(scorer), known=limits.text)
-    return AuditReport(names, measures, failures, limits, agreement)
+    return AuditReport(told, measures, failures, limits, agreement, labels)
 
 
 def _check_judges(limits: Limits, descriptor: Descriptor | None, scorer: Scorer | None) -> None:
@@ -246,5 +257,10 @@ def compare_table(reports: Mapping[str, AuditReport], *, title: str = "On-brand 
 
 def _caption(limits: Limits) -> str:
     own = f"; {len(limits.by_class)} classes have limits of their own" if limits.by_class else ""
-    groups = "".join(f"\n{each}" for each in limits.disagreements)
-    return f"limits from {limits.n} catalogue pictures{own}{groups}"
+    about = list(dict.fromkeys(each.criterion for each in limits.disagreements))
+    apart = f" that disagree on {', '.join(about)}" if about else ""
+    return f"limits from {_pictures(limits.n, 'catalogue picture')}{apart}{own}"
+
+
+def _pictures(count: int, what: str = "picture") -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .audit import AuditReport
-from .audit_rows import Row, rows_of, shown_rows, worst_of
+from .audit_rows import Row, listed_rows, rows_of, shown_rows, worst_of
 from .criteria import CRITERIA, TOTAL_LEVEL, Criterion, Range
 from .foreground import to_rgb
 from .limits import Limits
@@ -57,7 +57,7 @@ def write_audit_page(
     pictures: those that were audited, in the report's order; reference_pictures: examples of the catalogue,
     the first 8 are shown; captions: one a picture, such as prompts; facts: label -> value.
     Up to 200 pictures are inlined, of more the worst 160, the worst of each rule and the first 40 that
-    passed: at most 512 pixels a side when they are up to 64, else 256.
+    passed: at most 512 pixels a side when they are up to 64, else 256. The table lists the worst 5,000.
     Raises ValueError when there are not as many pictures or captions as the report has.
     """
     for what, given in (("pictures", pictures), ("captions", captions)):
@@ -79,17 +79,19 @@ def write_audit_page(
         rule_ids={rule: i for i, rule in enumerate(report.rules)},
         charts=[chart for name in report.limits.pooled if (chart := histogram(name, rows, report.limits))],
         limits=report.limits,
-        limit_table=limit_table(report.limits),
+        limit_table=limit_table(report.limits.pooled),
+        own_limits={name: own_limits(report.limits, name) for name in report.limits.by_class},
         level=TOTAL_LEVEL,
         more=further(found),
         rows=rows,
+        listed=listed_rows(rows, shown),
         shown=shown,
         reasons_shown=REASONS,
         pictures=pictures,
         columns=[*dict.fromkeys(name for row in rows for name in row.values)],
         other_columns=[*dict.fromkeys(name for row in rows for name in row.others)],
         examples=[_at_most(image, SIDE) for image in reference_pictures[:EXAMPLES]],
-        number=lambda name, value: number(value, CRITERIA.get(name)),
+        told=lambda name, row: told(name, row, report.limits),
         width=CHART_WIDTH,
         height=CHART_HEIGHT,
         bar=CHART_WIDTH / BINS,
@@ -120,29 +122,38 @@ def rule_table(rows: Sequence[Row], *, report: AuditReport) -> list[dict[str, An
     return table
 
 
-def limit_table(limits: Limits) -> list[tuple[str, str, str, str, str]]:
+def limit_table(ranges: Mapping[str, Range]) -> list[tuple[str, str, str, str, str]]:
     """Name, rule, allowed range, floor and its reason of each criterion."""
     return [
         (label(name), (c := CRITERIA[name]).rule, span(allowed, c), number(c.floor, c), c.why)
-        for name, allowed in limits.pooled.items()
+        for name, allowed in ranges.items()
     ]
+
+
+def own_limits(limits: Limits, class_name: str) -> dict[str, str]:
+    """What one class allows, criterion -> text, of those criteria that it has limits of its own for."""
+    return {name: span(allowed, CRITERIA[name]) for name, allowed in limits.by_class[class_name].items()}
 
 
 def histogram(name: str, rows: Sequence[Row], limits: Limits) -> Chart | None:
     """How the pictures' values of one criterion lie against its limits; None when none was measured.
 
+    The band is what all classes together allow; outside is what lies outside the limits of its own class.
     The scale reaches twice the range beyond the limits at most; what lies further counts at its edge.
     """
-    values = np.array([value for row in rows if (value := row.values.get(name)) is not None], dtype=float)
-    if not len(values):
+    measured = [row for row in rows if row.values.get(name) is not None]
+    if not measured:
         return None
+    values = np.array([row.values[name] for row in measured], dtype=float)
+    ranges = {each: limits.of(each)[name] for each in {row.class_name for row in measured}}
+    lows, highs = np.array([ranges[row.class_name] for row in measured]).T
+    outside = (values < lows) | (values > highs)
     criterion, limit = CRITERIA[name], limits.pooled[name]
     allowed = _within_sight(limit, criterion, values)
     width = allowed.high - allowed.low or criterion.floor
     low = max(min(values.min(), allowed.low), allowed.low - 2 * width)
     high = min(max(values.max(), allowed.high), allowed.high + 2 * width)
     scale = (high - low) or criterion.floor
-    outside = (values < allowed.low) | (values > allowed.high)
     places = np.clip((values - low) / scale * BINS, 0, BINS - 1).astype(int)
     kept, lost = (np.bincount(places[chosen], minlength=BINS) for chosen in (~outside, outside))
     unit = CHART_HEIGHT / (kept + lost).max()
@@ -191,15 +202,26 @@ def label(name: str) -> str:
     return str(name).replace("_", " ")
 
 
-def number(value: float | None, criterion: Criterion | None) -> str:
-    """A value as text: shares in percent, all else as fine as its just-visible step."""
+def told(name: str, row: Row, limits: Limits) -> str:
+    """A picture's value as text, finer where it would read like the limit that it breaks."""
+    value, criterion = row.values.get(name), CRITERIA.get(name)
+    if value is None or criterion is None or name not in row.wrong:
+        return number(value, criterion)
+    allowed = limits.of(row.class_name)[name]
+    limit = allowed.low if value < allowed.low else allowed.high
+    pairs = [[number(each, criterion, more=more) for each in (value, limit)] for more in range(4)]
+    return next((own for own, other in pairs if own != other), pairs[0][0])
+
+
+def number(value: float | None, criterion: Criterion | None, *, more: int = 0) -> str:
+    """A value as text: shares in percent, all else as fine as its just-visible step, and `more` digits."""
     if value is None:
         return ""
     if criterion is None:
         return f"{value:z.1f}"
     if max(abs(criterion.lowest), abs(criterion.highest)) <= 1:
-        return f"{100 * value:z.1f} %"
-    return f"{value:z.{1 if criterion.floor >= 1 else 2 if criterion.floor >= 0.1 else 3}f}"
+        return f"{100 * value:z.{1 + more}f} %"
+    return f"{value:z.{more + (1 if criterion.floor >= 1 else 2 if criterion.floor >= 0.1 else 3)}f}"
 
 
 def span(allowed: Range, criterion: Criterion) -> str:

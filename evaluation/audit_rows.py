@@ -10,6 +10,7 @@ from .criteria import CRITERIA, Range
 from .limits import Limits
 
 MOST_FAILED, MOST_PASSED = 160, 40  # shown with their pictures
+MOST_LISTED = 5000  # of more a browser's table grows slow
 TELLS = ("name", "passed", "failures", "measures")  # of a picture, in AuditReport.to_dict
 
 
@@ -17,11 +18,13 @@ TELLS = ("name", "passed", "failures", "measures")  # of a picture, in AuditRepo
 class Row:
     """One picture: what was measured and judged, and how many just-visible steps beyond each rule's limits.
 
-    index: its place in the report; wrong: the values that broke a rule; others: whatever else was found.
+    index: its place in the report; class_name: the one whose limits it was judged by, None without; wrong:
+    the values that broke a rule; others: whatever else was found.
     """
 
     index: int
     name: str
+    class_name: str | None
     caption: str
     failures: list[dict[str, str]]
     values: dict[str, float | None]
@@ -47,7 +50,7 @@ def rows_of(found: Mapping[str, Any], *, limits: Limits, captions: Sequence[str]
         rules = {failure["rule"] for failure in picture["failures"]}
         steps = {
             name: beyond(values[name], allowed, floor=CRITERIA[name].floor)
-            for name, allowed in limits.pooled.items()
+            for name, allowed in limits.of(picture.get("class")).items()
             if name in values and CRITERIA[name].rule in rules
         }
         excess = dict.fromkeys(rules, 0.0)
@@ -62,6 +65,7 @@ def rows_of(found: Mapping[str, Any], *, limits: Limits, captions: Sequence[str]
             Row(
                 index=i,
                 name=picture["name"],
+                class_name=picture.get("class"),
                 caption=captions[i] if captions else "",
                 failures=picture["failures"],
                 values=values,
@@ -94,6 +98,12 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
     kept = {row.index for row in failed[:MOST_FAILED]}
     kept |= {worst_of(rule, failed).index for rule in {rule for row in failed for rule in row.broken}}
     return [row for row in failed if row.index in kept] + passed[:MOST_PASSED]
+
+
+def listed_rows(rows: Sequence[Row], shown: Sequence[Row]) -> list[Row]:
+    """The rows of the table: all, or the worst 5,000 and those whose pictures are shown."""
+    kept = {row.index for row in shown}
+    return [row for i, row in enumerate(rows) if i < MOST_LISTED or row.index in kept]
 
 
 def worst_of(rule: str, rows: Sequence[Row]) -> Row:

@@ -86,5 +86,5 @@ def _best_cut(ordered: np.ndarray, smallest: int) -> int:
 
 def _shown(centre: tuple[float, ...]) -> str:
     if len(centre) == 1:
-        return f"{centre[0]:.3g}"
-    return f"Lab ({', '.join(f'{value:.1f}' for value in centre)})"
+        return f"{centre[0]:z.3g}"
+    return f"Lab ({', '.join(f'{value:z.1f}' for value in centre)})"

@@ -12,9 +12,9 @@ from .foreground import border_ring, to_rgb
 SAME_SHAPE = 1.02  # ratio of two aspect ratios up to which they are one
 
 
-def one_shape(pictures: Iterable[Image.Image]) -> bool:
-    """Whether all pictures have the same width for their height, within 2 %."""
-    ratios = [picture.width / picture.height for picture in pictures]
+def one_shape(sizes: Iterable[tuple[int, int]]) -> bool:
+    """Whether all (width, height) have the same width for their height, within 2 %."""
+    ratios = [width / height for width, height in sizes]
     return not ratios or max(ratios) <= SAME_SHAPE * min(ratios)
 
 
@@ -31,12 +31,13 @@ def squared(picture: Image.Image, side: int) -> Image.Image:
 
     On a filled side the product no longer touches the picture's edge: cropping there goes unseen.
     """
-    picture = to_rgb(picture)
+    picture = shrunk(picture, side)
     pixels = np.asarray(picture)
     red, green, blue = np.median(pixels[border_ring(*pixels.shape[:2])], axis=0).round().astype(int).tolist()
     return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, color=(red, green, blue))
 
 
-def fit_for(pictures: Iterable[Image.Image]) -> Callable[[Image.Image, int], Image.Image]:
-    """How pictures are to be fitted to be compared: `shrunk` when all are of one shape, else `squared`."""
-    return shrunk if one_shape(pictures) else squared
+def fit_for(sizes: Iterable[tuple[int, int]]) -> Callable[[Image.Image, int], Image.Image]:
+    """How pictures of these (width, height) are to be fitted: `shrunk` when all are of one shape, else
+    `squared`."""
+    return shrunk if one_shape(sizes) else squared

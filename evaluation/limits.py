@@ -104,8 +104,8 @@ class Limits:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Limits:
-        """Reads what `save` wrote."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        """Reads what `save` wrote; Raises ValueError, which says what to do, on what other rules wrote."""
+        return read_limits(json.loads(Path(path).read_text()), path)
 
 
 def background_distance(values: Mapping[str, float], backdrops: Sequence[Lab]) -> float:
@@ -158,8 +158,12 @@ def limits_from(
     pooled = ranges(np.ones(len(looks), dtype=bool), names)
     by_class = {}
     for name in own:
-        table["pose"] = own_poses(looks, reference, rows, labels == name, class_name=name)
-        by_class[name] = ranges(labels == name, [each for each in names if each not in POOLED])
+        kept = [each for each in names if each not in POOLED]
+        if len(reference.outlines.of_class(name)) < FEWEST:
+            kept.remove("pose")  # a catalogue of so many classes that hardly one of its outlines is kept
+        else:
+            table["pose"] = own_poses(looks, reference, rows, labels == name, class_name=name)
+        by_class[name] = ranges(labels == name, kept)
     disagreements = [Disagreement("background", None, found)] if len(found) > 1 else []
     disagreements += _disagreements(table, [(c, shown & (labels == c)) for c in own] or [(None, shown)])
     for each in disagreements:
@@ -180,6 +184,19 @@ def _disagreements(
             if len(clusters) > 1:
                 found.append(Disagreement(name, class_name, clusters))
     return found
+
+
+def read_limits(stored: Mapping[str, Any], path: str | os.PathLike[str]) -> Limits:
+    """`Limits.from_dict` of what `path` holds; its ValueError names the file and what to do."""
+    try:
+        return Limits.from_dict(stored)
+    except (ValueError, KeyError, TypeError) as error:
+        told = error if isinstance(error, ValueError) else f"no {error}"
+        raise ValueError(
+            f"{path} must hold limits as this version writes them: calibrate anew or, in a run's folder, "
+            "delete limits.json and audit.json and start the run again, which keeps its training and sets "
+            f"limits from the same pictures ({told})"
+        ) from error
 
 
 def _lab(colour: Sequence[float]) -> Lab:

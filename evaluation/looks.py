@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -67,15 +68,17 @@ def look_at(
     *,
     what: str,
     descriptor: Descriptor | None = None,
+    given_names: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
     scorer: Scorer | None = None,
 ) -> tuple[list[str], list[Look]]:
     """Names and looks of all pictures, one in memory at a time.
 
-    descriptor: takes the place of the model-free features; captions, scorer: both or neither, the score of
-    each picture with its caption becomes its value "text".
+    given_names: what they are called, one each, where that is known better. descriptor: takes the place of
+    the model-free features. captions, scorer: both or neither, the score of each picture with its caption
+    becomes its value "text".
     Raises ValueError when there are no pictures, on an unreadable one, captions without a scorer or the
-    reverse, and on as many captions as there are not pictures.
+    reverse, as many names or captions as there are not pictures, and features or scores that are no numbers.
     """
     if (captions is None) != (scorer is None):
         given, lacking = ("captions", "scorer") if scorer is None else ("scorer", "captions")
@@ -85,6 +88,10 @@ def look_at(
     for name, image in tqdm(
         named_pictures(pictures), desc=f"measuring {what}", delay=2, leave=False, disable=None
     ):
+        if given_names is not None:
+            if len(names) == len(given_names):
+                raise ValueError(f"names must be one a picture, got {len(names)} and more pictures")
+            name = given_names[len(names)]
         try:
             seen = look(image)
         except ValueError as error:
@@ -95,10 +102,14 @@ def look_at(
             if len(looks) == len(captions):
                 raise ValueError(f"captions must be one a picture, got {len(captions)} and more pictures")
             seen.values["text"] = float(scorer([image], [captions[len(looks)]])[0])
+            if not math.isfinite(seen.values["text"]):
+                raise ValueError(f"scorer must give finite numbers, got {seen.values['text']} for {name}")
         names.append(name)
         looks.append(seen)
     if not names:
         raise ValueError(f"{what} must be at least one picture, got none")
+    if given_names is not None and len(given_names) != len(names):
+        raise ValueError(f"names must be one a picture, got {len(given_names)} for {len(names)} pictures")
     if captions is not None and len(captions) != len(names):
         raise ValueError(f"captions must be one a picture, got {len(captions)} for {len(names)} pictures")
     return names, looks
@@ -114,4 +125,6 @@ def name_of(judge: Any, default: str = "") -> str:
 def _described(descriptor: Descriptor, image: Image.Image) -> np.ndarray:
     """A descriptor's features of one picture, (D,) float32, scaled from length 1 to 1 a direction."""
     features = np.asarray(descriptor([image]), dtype=np.float32)[0]
+    if not np.isfinite(features).all():
+        raise ValueError(f"descriptor must give finite features, got {features[~np.isfinite(features)][0]}")
     return features * np.float32(len(features) ** 0.5)

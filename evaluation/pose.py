@@ -15,6 +15,7 @@ from .packed import pack, unpack
 
 GRID = 24  # an outline's pixels a side
 LEVELS = 16  # of coverage
+BLOCK = 1000  # outlines compared at a time
 FINE = 4  # sampled so many times finer, for even coverage
 
 
@@ -34,7 +35,7 @@ def outline(mask: np.ndarray, box: Box) -> np.ndarray:
 
 def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """1 - overlap over union of outlines (M, 24, 24) and (N, 24, 24), in [0, 1]; (M, N) float64."""
-    rows, columns = (group.reshape(len(group), -1).astype(np.float64) for group in (some, others))
+    rows, columns = (group.reshape(len(group), GRID**2).astype(np.float64) for group in (some, others))
     covered = rows.sum(axis=1)[:, None] + columns.sum(axis=1)
     differing = cdist(rows, columns, "cityblock")  # union less overlap
     return 2 * differing / np.maximum(1, covered + differing)
@@ -55,13 +56,22 @@ class Outlines:
         own: (M,) the position of each in the catalogue, which is then left out, -1 where it is not in it.
         Numbers in [0, 1]; NaN where no other outline is left.
         """
-        distances = apart(masks, self.masks)
-        if own is not None:
-            distances[np.flatnonzero(own >= 0), own[own >= 0]] = np.inf
-        if class_name is not None:
-            distances[:, np.array(self.classes) != class_name] = np.inf
-        found = distances.min(axis=1, initial=np.inf)
+        places = self.of_class(class_name)
+        own = np.full(len(masks), -1) if own is None else own
+        parts = [slice(i, i + BLOCK) for i in range(0, max(1, len(masks)), BLOCK)]
+        found = np.concatenate([self._nearest(masks[part], places, own[part]) for part in parts])
         return np.where(np.isfinite(found), found, np.nan)
+
+    def of_class(self, class_name: str | None) -> np.ndarray:
+        """The positions (n,) of one class's outlines, of all without one."""
+        if class_name is None:
+            return np.arange(len(self.masks))
+        return np.flatnonzero(np.array(self.classes) == class_name)
+
+    def _nearest(self, masks: np.ndarray, places: np.ndarray, own: np.ndarray) -> np.ndarray:
+        distances = apart(masks, self.masks[places])
+        distances[own[:, None] == places] = np.inf
+        return distances.min(axis=1, initial=np.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from .foreground import Look
 from .kind import DESCRIPTOR, Kind, held_out_distances
-from .pose import Outlines
+from .pose import GRID, Outlines
 
 MOST = 1000  # pictures kept of a larger catalogue, evenly over it
 FEWEST = 5  # with fewer there is nothing to tell pose and kind by
@@ -33,7 +33,8 @@ class Reference:
         """
         rows = np.unique(np.linspace(0, len(looks) - 1, min(MOST, len(looks))).round().astype(int))
         kept = [(mask, labels[row]) for row in rows if (mask := looks[row].outline) is not None]
-        outlines = Outlines(np.stack([mask for mask, _ in kept]), tuple(label for _, label in kept))
+        masks = np.array([mask for mask, _ in kept], dtype=np.uint8).reshape(-1, GRID, GRID)
+        outlines = Outlines(masks, tuple(label for _, label in kept))
         features = np.stack([looks[row].features for row in rows])
         return cls(outlines, Kind.fit(features, descriptor=descriptor)), rows
 

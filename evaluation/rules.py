@@ -13,6 +13,28 @@ __all__ = ["FLOORS", "RULES", "Failure", "Limits", "Range", "broken", "compared"
            "describe_limits", "judge", "write_json"]  # fmt: skip
 
 
+_SIDEWAYS, _UPRIGHT = "sideways (right is +)", "up or down (down is +)"
+_BETWEEN = "allowed {low} to {high}"
+# of each criterion, what its failure says and the form of its numbers
+WORDS = {
+    "background": ("backdrop colour is Delta E {value} from the catalogue's, at most {high}", ".1f"),
+    "uniformity": ("backdrop varies by Delta E {value}, at most {high}", ".1f"),
+    "frame_contact": ("product touches {value} of the picture's edge, at most {high}", ".1%"),
+    "offset_x": (f"product sits {{value}} {_SIDEWAYS}, {_BETWEEN}", "+.1%"),
+    "offset_y": (f"product sits {{value}} {_UPRIGHT}, {_BETWEEN}", "+.1%"),
+    "extent": (f"product is {{value}} of the frame long, {_BETWEEN}", ".1%"),
+    "area": (f"product covers {{value}} of the frame, {_BETWEEN}", ".1%"),
+    "pose": ("outline differs by {value} from the nearest in the catalogue, at most {high}", ".0%"),
+    "lightness": (f"product's mean lightness is L {{value}}, {_BETWEEN}", ".1f"),
+    "contrast": (f"product's contrast is L {{value}}, {_BETWEEN}", ".1f"),
+    "light_slope": (f"product is {{value}} brighter to the right, {_BETWEEN}", "+.0%"),
+    "shadow": (f"backdrop at the product's foot is darker by L {{value}}, {_BETWEEN}", ".1f"),
+    "shadow_depth": (f"shadow at the product's foot is L {{value}} deep, {_BETWEEN}", ".1f"),
+    "kind": ("picture is {value} times as far from the catalogue as its own, at most {high}", ".1f"),
+    "text": ("picture's score with its caption is {value}, at least {low}", ".3f"),
+}
+
+
 class Failure(NamedTuple):
     """A broken rule and, in plain words with the measured value and the limit, how."""
 
@@ -32,7 +54,7 @@ def compared(look: Look, *, limits: Limits, class_name: str | None = None) -> di
         )
     pose = math.nan
     if look.outline is not None:
-        own = class_name if class_name in limits.by_class else None
+        own = class_name if "pose" in limits.by_class.get(class_name or "", {}) else None
         pose = float(limits.reference.outlines.nearest(look.outline[None], class_name=own)[0])
     return look.values | {
         "background": background_distance(look.values, limits.backdrops),
@@ -64,41 +86,21 @@ def broken(values: dict[str, float], *, limits: Limits, class_name: str | None =
 
 
 def describe(name: str, value: float, *, allowed: Range) -> str:
-    """How `value` breaks the range of criterion `name`, in plain words."""
-    low, high = allowed
-    ends = f"allowed {low:.1%} to {high:.1%}"
-    levels = f"allowed {low:.1f} to {high:.1f}"
-    match name:
-        case "background":
-            return f"backdrop colour is Delta E {value:.1f} from the catalogue's, at most {high:.1f}"
-        case "uniformity":
-            return f"backdrop varies by Delta E {value:.1f}, at most {high:.1f}"
-        case "frame_contact":
-            return f"product touches {value:.1%} of the picture's edge, at most {high:.1%}"
-        case "offset_x":
-            return f"product sits {value:+.1%} sideways (right is +), allowed {low:+.1%} to {high:+.1%}"
-        case "offset_y":
-            return f"product sits {value:+.1%} up or down (down is +), allowed {low:+.1%} to {high:+.1%}"
-        case "extent":
-            return f"product is {value:.1%} of the frame long, {ends}"
-        case "area":
-            return f"product covers {value:.1%} of the frame, {ends}"
-        case "pose":
-            return f"outline differs by {value:.0%} from the nearest in the catalogue, at most {high:.0%}"
-        case "lightness":
-            return f"product's mean lightness is L {value:.1f}, {levels}"
-        case "contrast":
-            return f"product's contrast is L {value:.1f}, {levels}"
-        case "light_slope":
-            return f"product is {value:+.0%} brighter to the right, allowed {low:+.0%} to {high:+.0%}"
-        case "shadow":
-            return f"backdrop at the product's foot is darker by L {value:.1f}, {levels}"
-        case "shadow_depth":
-            return f"shadow at the product's foot is L {value:.1f} deep, {levels}"
-        case "kind":
-            return f"picture is {value:.1f} times as far from the catalogue as its own, at most {high:.1f}"
-        case _:
-            return f"picture's score with its caption is {value:.3f}, at least {low:.3f}"
+    """How `value` breaks the range of criterion `name`, in plain words.
+
+    Told with more digits where the value would otherwise read like the limit that it breaks.
+    """
+    words, form = WORDS[name]
+    limit = allowed.low if value < allowed.low else allowed.high
+    digits = next((n for n in range(4) if _told(value, form, n) != _told(limit, form, n)), 0)
+    told = (_told(each, form, digits) for each in (value, *allowed))
+    return words.format(**dict(zip(("value", "low", "high"), told, strict=True)))
+
+
+def _told(value: float, form: str, more: int = 0) -> str:
+    """A number in a form such as "+.1%", with so many digits more, and no minus before a zero."""
+    sign, digits, kind = form.partition(".")[0], int(form[-2]), form[-1]
+    return f"{value:{sign}z.{digits + more}{kind}}"
 
 
 def describe_limits(limits: Limits, *, rule: str) -> str:
@@ -108,32 +110,36 @@ def describe_limits(limits: Limits, *, rule: str) -> str:
         return "anything: too few pictures to tell"
     match rule:
         case "background":
-            colours = " or ".join(f"({', '.join(f'{v:.1f}' for v in colour)})" for colour in limits.backdrops)
+            colours = " or ".join(
+                f"({', '.join(f'{v:z.1f}' for v in colour)})" for colour in limits.backdrops
+            )
             return f"Delta E {allowed['background'].high:.1f} from Lab {colours}"
         case "uniformity":
             return f"Delta E {allowed['uniformity'].high:.1f} around the border"
         case "cropping":
             return f"{allowed['frame_contact'].high:.1%} of the edge touched"
         case "centring":
-            return f"x {_percent(allowed['offset_x'])}, y {_percent(allowed['offset_y'])}"
+            return f"x {_span(limits, 'offset_x', '.1%')}, y {_span(limits, 'offset_y', '.1%')}"
         case "scale":
-            return f"length {_percent(allowed['extent'])}, area {_percent(allowed['area'])}"
+            return f"length {_span(limits, 'extent', '.1%')}, area {_span(limits, 'area', '.1%')}"
         case "pose":
             return f"outline within {allowed['pose'].high:.0%} of the catalogue's nearest"
         case "light":
-            light, contrast, slope = (allowed[name] for name in ("lightness", "contrast", "light_slope"))
-            return (
-                f"L {light.low:.0f} to {light.high:.0f}, contrast {contrast.low:.0f} to {contrast.high:.0f}, "
-                f"{slope.low:+.0%} to {slope.high:+.0%} brighter to the right"
-            )
+            lightness, contrast = (_span(limits, name, ".0f") for name in ("lightness", "contrast"))
+            slope = _span(limits, "light_slope", "+.0%")
+            return f"L {lightness}, contrast {contrast}, {slope} brighter to the right"
         case "shadow":
-            around, depth = allowed["shadow"], allowed["shadow_depth"]
-            return f"L {around.low:.1f} to {around.high:.1f}, depth {depth.low:.0f} to {depth.high:.0f}"
+            return f"L {_span(limits, 'shadow', '.1f')}, depth {_span(limits, 'shadow_depth', '.0f')}"
         case "kind":
             return f"{allowed['kind'].high:.1f} times as far as the catalogue's own"
         case _:
-            return f"score at least {allowed['text'].low:.3f}"
+            return f"score at least {allowed['text'].low:z.3f}"
 
 
-def _percent(allowed: Range) -> str:
-    return f"{allowed.low:.1%} to {allowed.high:.1%}"
+def _span(limits: Limits, name: str, form: str) -> str:
+    """A pooled range in few words; an end that no value can pass is left out."""
+    criterion, allowed = CRITERIA[name], limits.pooled[name]
+    low, high = (_told(end, form) for end in allowed)
+    if allowed.low <= criterion.lowest:
+        return "any" if allowed.high >= criterion.highest else f"at most {high}"
+    return f"at least {low}" if allowed.high >= criterion.highest else f"{low} to {high}"

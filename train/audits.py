@@ -10,7 +10,7 @@ from rich.progress import Progress
 from ..evaluation import AuditReport, Limits, compare_table
 from ..evaluation.audit_page import write_audit_page
 from ..inference.load import load_pipeline
-from .judge import Audited, audit_file, audit_held_out, audit_model, save_audit, side_by_side
+from .judge import Audited, audit_file, audit_held_out, audit_model, fix_limits, save_audit, side_by_side
 from .metrics import read_metrics
 from .models import load_base
 from .prepare import Prepared
@@ -32,7 +32,7 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
     The processes share the drawing; the main one writes.
     """
     config, run, processes = stage.config, stage.run, stage.processes
-    settings, limits = config.run.audit, Limits.load(run / "limits.json")
+    settings, limits = config.run.audit, limits_of(stage, prepared)
 
     def drawn(pipeline: Any, how: str) -> Audited:
         pipeline.safety_checker = None  # a picture it blackens says nothing about the brand
@@ -73,6 +73,21 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
         write_report(config, audits, prepared, metrics=read_metrics(run), run=run, audit_page=page)
         audits[START].report.save(run / "audit.json")
     processes.wait()
+
+
+def limits_of(stage: Stage, prepared: Prepared) -> Limits:
+    """The limits fixed before the training; set anew, from the same pictures, where their file was deleted.
+
+    Raises ValueError, which says so, on limits of other rules than this version's.
+    """
+    file = stage.run / "limits.json"
+    if file.exists():
+        return Limits.load(file)
+    vae = load_base(stage.config.model).vae.to(stage.accelerator.device)
+    limits = fix_limits(prepared.train, vae, processes=stage.processes)
+    if stage.processes.is_main:
+        limits.save(file)
+    return limits
 
 
 def say_result(stage: Stage) -> None:

@@ -12,6 +12,8 @@ from PIL import Image
 from ..configs.schema import AuditConfig
 from ..data.processes import ALONE, Processes
 from ..evaluation import AuditReport, Limits, audit, calibrate, contact_sheet
+from ..evaluation.agreement import Scorer
+from ..evaluation.looks import Descriptor
 from .draw import decode_rows, draw, round_robin
 from .part import Part
 
@@ -22,19 +24,30 @@ CALIBRATION_PICTURES = 1000
 class Audited:
     """Pictures with their audit."""
 
-    pictures: list[Image.Image]
+    pictures: Sequence[Image.Image]
     prompts: list[str]
     report: AuditReport
 
 
-def fix_limits(part: Part, vae: Any, *, processes: Processes = ALONE) -> Limits:
+def fix_limits(
+    part: Part,
+    vae: Any,
+    *,
+    processes: Processes = ALONE,
+    descriptor: Descriptor | None = None,
+    scorer: Scorer | None = None,
+) -> Limits:
     """The catalogue's own limits, from its training pictures after a VAE round trip.
 
-    What the VAE cannot draw is not held against a model that draws through it.
+    What the VAE cannot draw is not held against a model that draws through it. descriptor, scorer: see
+    `calibrate`; the captions that are scored are the catalogue's.
     """
     chosen = round_robin(part.catalogue, CALIBRATION_PICTURES)
     pictures = decode_rows(vae, part, chosen, processes=processes)
-    return calibrate(pictures, classes=_classes(part, chosen))
+    captions = None if scorer is None else [part.catalogue.captions[row] for row in chosen]
+    return calibrate(
+        pictures, classes=_classes(part, chosen), descriptor=descriptor, captions=captions, scorer=scorer
+    )
 
 
 def audit_held_out(part: Part, vae: Any, *, limits: Limits, processes: Processes = ALONE) -> Audited:
@@ -54,8 +67,13 @@ def audit_model(
     seed: int,
     processes: Processes = ALONE,
     advance: Callable[[int], None] = lambda count: None,
+    descriptor: Descriptor | None = None,
+    scorer: Scorer | None = None,
 ) -> Audited:
-    """Pictures of held-out captions from one start; equal seeds give every model and start equal noises."""
+    """Pictures of held-out captions from one start; equal seeds give every model and start equal noises.
+
+    descriptor, scorer: those that the limits were fixed with.
+    """
     rows = round_robin(part.catalogue, settings.pictures, again=True)
     pictures = draw(
         pipeline,
@@ -68,7 +86,11 @@ def audit_model(
         advance=advance,
     )
     prompts = [part.catalogue.captions[row] for row in rows]
-    return Audited(pictures, prompts, audit(pictures, limits, classes=_classes(part, rows)))
+    report = audit(
+        pictures, limits, classes=_classes(part, rows), descriptor=descriptor,
+        captions=None if scorer is None else prompts, scorer=scorer,
+    )  # fmt: skip
+    return Audited(pictures, prompts, report)
 
 
 def _classes(part: Part, rows: Sequence[int]) -> list[str]:
@@ -93,6 +115,9 @@ def save_audit(audited: Audited, *, name: str, run: Path, shown: int = 64) -> Pa
 
 def sheet(audited: Audited, *, title: str, shown: int = 64) -> Image.Image:
     """The first pictures with their prompts, failures marked."""
+    count = len(audited.pictures)
+    if count > shown:
+        title += f" (the first {shown} of {count})"
     return contact_sheet(
         audited.pictures[:shown],
         captions=audited.prompts[:shown],

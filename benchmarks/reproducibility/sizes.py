@@ -28,7 +28,7 @@ from results import (
 )
 from torch import Tensor
 
-from train import MEMORISING, SIZES, TWICE, of_size
+from train import BY_HEART, MEMORISING, SIZES, TWICE, of_size
 
 
 def exact(model: Model, out: Path) -> Tensor:
@@ -154,6 +154,7 @@ def memorised(out: Path) -> None:
     rows = {}
     networks = {f"UNet, {count} pictures": of_size(count)[0] for count in SIZES}
     networks["transformer, 64 pictures"] = MEMORISING
+    networks[f"wide UNet, 64 pictures, {BY_HEART.steps} steps"] = BY_HEART
     for row, model in networks.items():
 
         def measure(model: Model = model) -> dict[str, Any]:
@@ -168,6 +169,7 @@ def memorised(out: Path) -> None:
         rows[row] = results.measured(row, measure)
     drawn = {"exact denoiser": exact(MEMORISING, out), "transformer": sampled(MEMORISING, out, count=FEWER)}
     drawn["UNet"] = sampled(of_size(64)[0], out, count=FEWER)
+    drawn[f"UNet, {BY_HEART.steps} steps"] = sampled(BY_HEART, out, count=FEWER)
     sheet(drawn).save(out / "memorised.jpg", quality=88)
     names = ("RP", "RP, strict", "RP, other noises", "GL")
     show(

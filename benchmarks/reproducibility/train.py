@@ -26,7 +26,7 @@ APART = {
 }
 OTHER_PICTURES = Model(seed=6, pictures="b")
 OTHER_LOOK = Model(seed=7, look="on-brand")
-CLASSES_TOLD = [Model(seed=seed, conditional=True) for seed in (10, 11)]
+CLASSES_TOLD = [Model(seed=seed, conditional=True, steps=6000) for seed in (10, 11)]
 OTHER_TRANSFORMER = Model(seed=12, kind="dit", widths=(6, 3))
 
 
@@ -38,6 +38,7 @@ def of_size(count: int) -> tuple[Model, Model, Model]:
 
 
 MEMORISING = Model(seed=13, count=64, kind="dit", widths=(6, 3), steps=2000)
+BY_HEART = Model(seed=14, count=64, widths=(64, 96), steps=8000)
 
 
 def every_model() -> list[Model]:
@@ -45,7 +46,7 @@ def every_model() -> list[Model]:
     for count in SIZES[:-1]:
         models += [of_size(count)[0], of_size(count)[2]]
     models += CLASSES_TOLD
-    return [*models, MEMORISING, OTHER_TRANSFORMER, *(of_size(count)[1] for count in TWICE)]
+    return [*models, MEMORISING, BY_HEART, OTHER_TRANSFORMER, *(of_size(count)[1] for count in TWICE)]
 
 
 def main(out: Path) -> None:

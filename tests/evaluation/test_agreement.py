@@ -38,4 +38,6 @@ def test_the_agreement_is_the_mean_over_the_catalogues():
 def test_without_the_catalogues_scores_there_is_no_ratio():
     found = TextAgreement.of([0.2], scorer="fake", known=None)
     assert (found.reference, found.ratio, found.standard_error) == (None, None, 0)
+    below = TextAgreement.of([0.2], scorer="fake", known={"scorer": "fake", "mean": -0.1, "n": 1})
+    assert (below.reference, below.ratio) == (-0.1, None)
     assert str(found) == "by fake"

@@ -228,6 +228,10 @@ def test_wrong_lengths_and_types_are_refused(limits, draw):
         ValueError, match=r"^classes must be one class a picture, got 2 classes and 1 pictures"
     ):
         audit([draw()], limits, classes=["a", "b"])
+    with pytest.raises(ValueError, match="names must be one a picture, got 2 for 1 pictures"):
+        audit([draw()], limits, names=["a", "b"])
+    with pytest.raises(ValueError, match="names must be one a picture, got 1 and more pictures"):
+        audit([draw(), draw()], limits, names=["a"])
     with pytest.raises(
         ValueError, match="reference_classes must be one class a picture, got 1 classes and 25 pic"
     ):
@@ -236,6 +240,8 @@ def test_wrong_lengths_and_types_are_refused(limits, draw):
         audit([draw(), "a.png"], limits)
     with pytest.raises(ValueError, match="images, picture 1: image must be at least 8 x 8 pixels, got 4 x 4"):
         audit([draw(), Image.new("RGB", (4, 4))], limits)
+    with pytest.raises(ValueError, match=r"images, b\.png: image must be at least 8 x 8 pixels, got 4"):
+        audit([draw(), Image.new("RGB", (4, 4))], limits, names=["a.png", "b.png"])
 
 
 def test_a_report_without_failures_has_no_error(limits):
@@ -264,7 +270,7 @@ def test_a_catalogue_that_disagrees_with_itself_is_told_and_both_halves_pass(dra
     (found,) = report.to_dict()["clusters"]
     assert found["criterion"] == "background"
     assert [cluster["size"] for cluster in found["clusters"]] == [30, 30]
-    assert "disagree on background" in rendered(report.table())
+    assert "limits from 60 catalogue pictures that disagree on background" in rendered(report.table())
 
 
 def test_one_picture_calibrates_with_a_warning_and_passes(draw):
@@ -272,7 +278,12 @@ def test_one_picture_calibrates_with_a_warning_and_passes(draw):
         limits = calibrate([draw()])
     assert audit([draw()], limits).pass_rate == 1
     assert limits.pooled["pose"].high == 1  # nothing to compare with: not limited
-    assert rendered(audit([draw()], limits).table()).count("anything: too few pictures to tell") == 2
+    table = rendered(audit([draw()], limits).table())
+    assert table.count("anything: too few pictures to tell") == 2
+    assert (
+        "limits from 1 catalogue picture\n" in "\n".join(line.strip() for line in table.splitlines()) + "\n"
+    )
+    assert "1 picture " in table
 
 
 def test_pictures_of_any_size_and_mode_are_judged_alike(limits, draw):
@@ -361,3 +372,37 @@ def test_a_descriptor_of_your_own_tells_the_kinds_apart(draw, draw_catalogue):
     assert report.passed == [True, False]
     assert "kind" in {failure.rule for failure in report.failures[1]}
     assert Limits.from_dict(json.loads(json.dumps(limits.to_dict()))) == limits
+
+
+def test_scores_and_features_that_are_no_numbers_are_refused(limits, draw):
+    nan = np.full((1, 3), np.nan)
+    with pytest.raises(ValueError, match="scorer must give finite numbers, got nan for picture 0"):
+        audit([draw()], limits, captions=["a"], scorer=lambda pictures, captions: nan[0])
+    with pytest.raises(ValueError, match="descriptor must give finite features, got nan"):
+        calibrate([draw()], descriptor=lambda pictures: nan)
+
+
+def test_a_report_knows_the_classes_it_judged_by(tmp_path, draw):
+    pictures = [draw(seed=i) for i in range(22)]
+    report = audit(pictures[:2], pictures, classes=["b", "a"], reference_classes=["a", "b"] * 11)
+    assert report.classes == ["b", "a"]
+    assert [picture["class"] for picture in report.to_dict()["pictures"]] == ["b", "a"]
+    report.save(tmp_path / "audit.json")
+    assert AuditReport.load(tmp_path / "audit.json") == report
+    without = audit(pictures[:2], pictures)
+    assert without.classes is None
+    without.save(tmp_path / "audit.json")
+    assert AuditReport.load(tmp_path / "audit.json").classes is None
+
+
+def test_an_audit_by_other_rules_is_refused_with_what_to_do(tmp_path, limits, draw):
+    stored = audit([draw()], limits).to_dict()
+    del stored["limits"]["pooled"]["kind"], stored["text_agreement"]
+    (tmp_path / "audit.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"audit\.json must hold limits as this .* delete limits"):
+        AuditReport.load(tmp_path / "audit.json")
+
+
+def test_one_wide_picture_too_small_to_measure_is_said_so(limits):
+    with pytest.raises(ValueError, match="at most 32 times as long as wide, got 300 x 8"):
+        audit([Image.new("RGB", (300, 8))], limits)

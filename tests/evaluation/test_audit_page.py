@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onbrand.evaluation import RULES, AuditReport, Failure, Range, audit, calibrate
+from onbrand.evaluation import RULES, AuditReport, Failure, Range, audit, audit_rows, calibrate
 from onbrand.evaluation.audit import describe_limits
 from onbrand.evaluation.audit_page import histogram, number, rule_table, span, verdict, write_audit_page
 from onbrand.evaluation.audit_rows import beyond, judged_values, rows_of, shown_rows, worst_of
@@ -415,3 +415,54 @@ def test_lists_of_another_length_are_refused(what, given, tmp_path, report, pict
     with pytest.raises(ValueError, match=f"{what} must be one for each of the report's 6, got {got}"):
         page_of(tmp_path, report, pictures, **given)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_value_is_marked_by_the_limits_of_its_own_class(tmp_path, report, pictures):
+    limits = report.limits
+    narrow = {"offset_x": Range(-0.001, 0.001)}
+    own = replace(limits, by_class={"mug": narrow}, class_counts={"mug": 40, "hat": 3})
+    measures = [values | {"offset_x": 0.01} for values in report.measures]
+    failures = [[Failure("centring", "too far right")], []] * 3
+    classes = ["mug", "hat"] * 3
+    judged = replace(report, limits=own, measures=measures, failures=failures, classes=classes)
+    text = page_of(tmp_path, judged, pictures)
+    table = Page(text).root.one("table", id="all")
+    heads = [head.text for head in table.all("th")]
+    assert "class" in heads
+    for row in table.one("tbody").all("tr"):
+        is_mug = classes[int(row.attributes["data-i"])] == "mug"
+        cell = row.all("td")[heads.index("offset x")]
+        assert (cell.attributes.get("class") == "wrong") == is_mug
+        assert row.attributes.get("data-class") == ("mug" if is_mug else None)
+    assert table.all("th")[heads.index("offset x")].attributes["data-name"] == "offset_x"
+    assert '{"mug": {"offset_x": "-0.1 % to 0.1 %"}}' in text
+    chart = histogram("offset_x", rows_of(judged.to_dict(), limits=own), own)
+    assert chart.outside == 3
+    assert chart.allowed == span(limits.pooled["offset_x"], CRITERIA["offset_x"])
+
+
+def test_a_wrong_value_that_reads_like_its_limit_has_more_digits(tmp_path, report, pictures):
+    limits = replace(report.limits, pooled=report.limits.pooled | {"background": Range(0, 3.0)})
+    measures = [values | {"background": 3.04} for values in report.measures]
+    failures = [[Failure("background", "too green")]] + [[]] * 5
+    text = page_of(tmp_path, replace(report, limits=limits, measures=measures, failures=failures), pictures)
+    table = Page(text).root.one("table", id="all")
+    at = [head.text for head in table.all("th")].index("background")
+    told = {row.attributes["data-i"]: cells(row)[at] for row in table.one("tbody").all("tr")}
+    assert told == {"0": "3.04"} | dict.fromkeys("12345", "3.0")
+
+
+def test_a_huge_audit_lists_the_worst_and_what_it_shows(tmp_path, report, monkeypatch):
+    chosen = [3 + i % 3 for i in range(300)] + [0] * 100
+    pick = {key: [getattr(report, key)[i] for i in chosen] for key in ("measures", "failures")}
+    huge = replace(report, names=[f"{i}.png" for i in range(400)], **pick)
+    monkeypatch.setattr(audit_rows, "MOST_LISTED", 250)
+    page = Page(page_of(tmp_path, huge, [Image.new("RGB", (8, 8))] * 400)).root
+    listed = [e.attributes["data-i"] for e in page.one("table", id="all").one("tbody").all("tr")]
+    cards = page.one("ul", **{"class": "cards"})
+    shown = {e.attributes["data-i"] for kind in ("good", "bad") for e in cards.all("li", **{"class": kind})}
+    assert shown <= set(listed)
+    assert len(listed) == 250 + 40
+    assert [e.text for e in page.all("h2")].count("The worst of 400 pictures") == 1
+    assert "290 are listed; audit.json has all." in {e.text for e in page.all("p")}
+    assert page.one("p", id="count").text.endswith("The table below has 290.")

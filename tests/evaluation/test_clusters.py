@@ -48,3 +48,10 @@ def test_a_disagreement_reads_well_and_survives_json():
     colours = Disagreement("background", None, (Cluster(2, (98.0, 0.0, -1.26)),))
     assert str(colours) == "reference pictures disagree on background: 2 pictures at Lab (98.0, 0.0, -1.3)"
     assert Disagreement.from_dict(found.to_dict()) == found
+
+
+def test_no_zero_has_a_minus():
+    found = Disagreement(
+        "background", None, (Cluster(3, (98.6, -0.004, 0.0)), Cluster(2, (80.0, 0.0, -0.01)))
+    )
+    assert str(found).endswith("3 pictures at Lab (98.6, 0.0, 0.0), 2 pictures at Lab (80.0, 0.0, 0.0)")

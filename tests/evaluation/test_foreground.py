@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onbrand.evaluation.foreground import MEASURES, border_ring, foreground_mask, measure, to_rgb
+from onbrand.evaluation.foreground import MEASURES, border_ring, foreground_mask, look, measure, to_rgb
 from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 
@@ -146,3 +146,20 @@ def test_every_mode_becomes_rgb():
 def test_pictures_too_small_or_too_long_are_refused(size, message):
     with pytest.raises(ValueError, match=message):
         measure(Image.new("RGB", size))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "CMYK", "YCbCr", "I", "I;16"]
+)
+def test_a_picture_of_every_mode_shows_the_same_product(mode):
+    plain = Image.new("RGB", (64, 64), "white")
+    plain.paste("black", (20, 16, 44, 50))
+    if mode in ("I", "I;16"):
+        grey = np.asarray(plain.convert("L")).astype(np.int32) * 257
+        picture = Image.fromarray(grey if mode == "I" else grey.astype(np.uint16))
+    else:
+        before = {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode)
+        picture = (plain.convert(before) if before else plain).convert(mode)
+    assert picture.mode == mode
+    assert to_rgb(picture).mode == "RGB"
+    assert look(picture).values == pytest.approx(look(plain).values, abs=1e-3, nan_ok=True)

@@ -1,7 +1,13 @@
+import json
+import re
+
 import pytest
+from onbrand.evaluation import limits as limits_module
+from onbrand.evaluation import reference
 from onbrand.evaluation.criteria import Range
 from onbrand.evaluation.foreground import look
 from onbrand.evaluation.limits import Limits, limits_from
+from onbrand.evaluation.rules import compared
 from PIL import Image
 
 
@@ -55,3 +61,40 @@ def test_a_catalogue_without_pictures_or_products_is_refused():
         ValueError, match="reference must show products on a backdrop, got none in 2 pictures"
     ):
         limits_from([blank, blank])
+
+
+def test_a_class_of_which_hardly_an_outline_is_kept_has_the_pooled_pose(draw, monkeypatch):
+    looks = [look(draw(seed=i)) for i in range(80)]
+    classes = ["many"] * 40 + ["few"] * 40
+    monkeypatch.setattr(reference, "MOST", 14)
+    monkeypatch.setattr(limits_module, "FEWEST", 8)
+    found = limits_from(looks, classes=classes)
+    assert [found.reference.outlines.classes.count(name) for name in ("many", "few")] == [7, 7]
+    assert all("pose" not in ranges and "extent" in ranges for ranges in found.by_class.values())
+    assert found.of("few")["pose"] == found.pooled["pose"]
+    # and is then compared with the outlines of all
+    assert compared(looks[0], limits=found, class_name="few")["pose"] == 0
+
+
+def test_a_catalogue_whose_kept_pictures_show_no_product_limits_no_pose(draw, monkeypatch):
+    monkeypatch.setattr(reference, "MOST", 2)  # the first and the last
+    blank = look(draw(colour=None))
+    limits = limits_from([blank, *(look(draw(seed=i)) for i in range(6)), blank])
+    assert limits.pooled["pose"] == Range(0, 1)
+    assert Limits.from_dict(limits.to_dict()).pooled == limits.pooled
+
+
+@pytest.mark.parametrize("lost", ["pooled", "backdrops", "clusters"])
+def test_a_file_of_other_rules_is_named_with_what_to_do(lost, tmp_path, draw):
+    file = tmp_path / "limits.json"
+    limits_from([look(draw(seed=i)) for i in range(6)]).save(file)
+    stored = json.loads(file.read_text())
+    if lost == "pooled":
+        del stored["pooled"]["pose"]
+    else:
+        del stored[lost]
+    file.write_text(json.dumps(stored))
+    todo = "delete limits.json and audit.json and start the run again, .*"
+    told = "got .*" if lost == "pooled" else f"no '{lost}'"
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(file))} must hold limits as .*{todo}{told}"):
+        Limits.load(file)

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from onbrand.evaluation import pose
 from onbrand.evaluation.box import Box, box_of
 from onbrand.evaluation.foreground import look
 from onbrand.evaluation.pose import GRID, LEVELS, Outlines, apart, outline
@@ -68,3 +69,20 @@ def test_outlines_survive_json():
 def test_a_picture_without_a_product_has_no_outline(draw):
     assert look(draw(colour=None)).outline is None
     assert look(draw()).outline.shape == (GRID, GRID)
+
+
+def test_many_outlines_are_compared_block_by_block(monkeypatch):
+    masks = np.random.default_rng(0).integers(0, LEVELS, (23, GRID, GRID), dtype=np.uint8)
+    known, own = Outlines(masks, ("a", "b") * 11 + ("a",)), np.arange(23)
+    at_once = known.nearest(masks, own=own, class_name="b")
+    sizes = []
+    monkeypatch.setattr(pose, "BLOCK", 5)
+    monkeypatch.setattr(pose, "apart", lambda some, others: sizes.append(len(some)) or apart(some, others))
+    assert (known.nearest(masks, own=own, class_name="b") == at_once).all()
+    assert sizes == [5, 5, 5, 5, 3]
+
+
+def test_without_outlines_there_is_no_nearest():
+    none = Outlines(np.zeros((0, GRID, GRID), dtype=np.uint8), ())
+    assert np.isnan(none.nearest(np.ones((2, GRID, GRID), dtype=np.uint8))).all()
+    assert none.nearest(none.masks).shape == (0,)

@@ -1,0 +1,150 @@
+"""Folders of pictures as an audit reads them: opened one by one, with captions only where they are scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from .pictures import RECIPES, SHEET, TRACE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..configs.schema import DataConfig
+    from ..data.catalogue import Catalogue
+    from ..data.rows import Rows
+
+Fit = Callable[["Image", int], "Image"]
+NO_CAPTION = "no caption asked for"
+
+
+@dataclass(frozen=True)
+class Fitted(Sequence["Image"]):
+    """Pictures opened and fitted to `side` pixels whenever they are asked for, so that any number will do."""
+
+    read: Callable[[int], Image]
+    length: int
+    fit: Fit
+    side: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.length))]
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        return self.fit(self.read(index), self.side)
+
+
+def pictures_of(folder: Path, *, output: Path) -> list[Path]:
+    """The pictures to audit: all in the folder but sheets that `onbrand audit` and `sample` wrote there.
+
+    Raises ValueError when none is left.
+    """
+    from ..evaluation.audit import picture_paths
+
+    found = picture_paths(folder)
+    written = {(output / SHEET).resolve()}
+    for recipes in folder.rglob(RECIPES):
+        written |= {recipes.with_name(name).resolve() for name in (SHEET, TRACE)}
+    kept = [path for path in found if path.resolve() not in written]
+    if not kept:
+        raise ValueError(f"folder must hold pictures beside contact sheets, got none in {str(folder)!r}")
+    return kept
+
+
+def open_upright(path: Path, *, backdrop: str) -> Image:
+    """A picture as a catalogue's are read; Raises ValueError that names a file which cannot be."""
+    from ..data.decode import to_rgb
+    from ..evaluation.looks import open_picture
+
+    image = open_picture(path)
+    try:
+        return to_rgb(image, backdrop=backdrop)
+    except ValueError as error:
+        raise ValueError(f"picture must be readable, got {str(path)!r}: {error}") from error
+
+
+def sizes_of(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
+    """Width and height of each, upright, by its header alone; Raises ValueError that names a bad file."""
+    from PIL import ExifTags, Image
+
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"picture must be readable, got {str(path)!r}: {error}") from error
+        yield (height, width) if lies else (width, height)
+
+
+def captions_of(folder: Path, paths: Sequence[Path], *, column: str) -> list[str]:
+    """The caption of each picture, by the folder's metadata files or the recipes that `sample` wrote.
+
+    Raises ValueError, which names the folder, where there are none, and the first picture that lacks one.
+    """
+    from ..data.sources import METADATA, open_tables
+
+    known: dict[Path, str] = {}
+    if any(True for name in METADATA for _ in folder.rglob(name)):
+        for table in open_tables(folder):
+            texts = table.texts(column, what="caption column")
+            sources = table.pictures("image")
+            known |= {source: text for source, text in zip(sources, texts, strict=True)
+                      if isinstance(source, Path) and text}  # fmt: skip
+    for recipes in folder.rglob(RECIPES):
+        rows = json.loads(recipes.read_text())
+        known |= {recipes.parent / row["file"]: row["prompt"] for row in rows if row["prompt"]}
+    rule = "--clip needs a caption of every picture, in metadata.jsonl, metadata.csv or samples.json"
+    if not known:
+        raise ValueError(f"{rule}, got none in {str(folder)!r}")
+    if lacking := [path for path in paths if path not in known]:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(f"{rule}, got none of {str(lacking[0])!r}{more}")
+    return [known[path] for path in paths]
+
+
+def open_reference(config: DataConfig, *, captioned: bool) -> Catalogue:
+    """The catalogue that sets the limits; unless `captioned`, its pictures need no caption.
+
+    Raises ValueError as `open_catalogue` does.
+    """
+    from ..data.catalogue import Catalogue
+    from ..data.check import check_pictures
+    from ..data.rows import read_pictures
+    from ..data.sources import open_tables
+    from ..train.prepare import STUDIO, open_catalogue
+
+    if captioned or config.source == STUDIO:
+        return open_catalogue(config)
+    found, dropped = read_pictures(
+        [_without_captions(table) for table in open_tables(config.source, split=config.split)],
+        image_columns=config.image_columns,
+        caption_column=NO_CAPTION,
+        class_column=config.class_column,
+        image_classes=config.image_classes or {},
+        backdrop=config.backdrop,
+        limit=config.limit,
+    )
+    pictures, unreadable = check_pictures(found, fatal=config.on_bad_image == "error")
+    dropped += unreadable
+    if not pictures:
+        raise ValueError(
+            f"catalogue {config.source} must hold a usable picture, got {len(dropped)} unusable ones"
+        )
+    return Catalogue(pictures, dropped=dropped)
+
+
+def _without_captions(table: Rows) -> Rows:
+    """The same rows with one more column, which says something of each."""
+    return replace(table, table=table.table.add_column(NO_CAPTION, ["-"] * len(table.table)))
