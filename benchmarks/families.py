@@ -23,7 +23,7 @@ from onbrand.configs import load_config
 from onbrand.configs.schema import Config
 from onbrand.data.studio import Product
 from onbrand.evaluation import Limits, contact_sheet
-from onbrand.evaluation.foreground import product_mask
+from onbrand.evaluation.look.foreground import product_mask
 from onbrand.inference.load import load_pipeline
 from onbrand.pca import StartDistribution
 from onbrand.train.draw import round_robin

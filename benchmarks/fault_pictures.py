@@ -10,7 +10,7 @@ import numpy as np
 from onbrand.data.studio import COLOURS, Shot
 from onbrand.data.studio_camera import Light, Placement, paint, to_picture
 from onbrand.data.studio_shapes import PRODUCTS
-from onbrand.evaluation.foreground import border_ring, product_mask, to_rgb
+from onbrand.evaluation.look.foreground import border_ring, product_mask, to_rgb
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 STUDIO_SHADOW, STUDIO_SIDE = 0.22, -0.6

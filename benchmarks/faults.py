@@ -28,8 +28,8 @@ from onbrand.assets.gate import load_classifier
 from onbrand.assets.vae import to_pixels
 from onbrand.data.studio import CLASSES, Shot
 from onbrand.evaluation import Failure, Limits, contact_sheet
-from onbrand.evaluation.foreground import Look, look, to_rgb
 from onbrand.evaluation.limits import limits_from
+from onbrand.evaluation.look.foreground import Look, look, to_rgb
 from onbrand.evaluation.looks import look_at, named_pictures
 from onbrand.evaluation.rules import judge
 from PIL import Image

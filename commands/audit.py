@@ -134,7 +134,7 @@ def _audit_folder(subject: str, asked: Asked) -> Findings:
     from ..evaluation import audit as audit_pictures
     from ..evaluation import calibrate
     from ..evaluation.audit_page import EXAMPLES
-    from ..evaluation.framing import fit_for, shrunk
+    from ..evaluation.look.framing import fit_for, shrunk
     from ..train.draw import round_robin
     from ..train.judge import Audited
     from .folders import Fitted, captions_of, open_reference, open_upright, pictures_of, sizes_of

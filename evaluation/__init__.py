@@ -20,7 +20,7 @@ from .detection import (
     wanted_of,
 )
 from .diversity import mean_similarity, pairwise_l2, pairwise_ssim, vendi_score
-from .foreground import measure
+from .look.foreground import measure
 from .paired import Comparison, compare, comparison_table, standard_error
 from .reproducibility import (
     Calibration,

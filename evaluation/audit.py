@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .agreement import Scorer, TextAgreement
-from .kind import DESCRIPTOR
 from .limits import Limits, limits_from, read_limits, write_json
+from .look.kind import DESCRIPTOR
 from .looks import Descriptor, Pictures, look_at, name_of, named_pictures, picture_paths
 from .rules import Failure, broken, compared, describe_limits
 

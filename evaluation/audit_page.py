@@ -16,8 +16,8 @@ from PIL import Image
 from .audit import AuditReport
 from .audit_rows import Row, listed_rows, rows_of, shown_rows, worst_of
 from .criteria import CRITERIA, TOTAL_LEVEL, Criterion, Range
-from .foreground import to_rgb
 from .limits import Limits
+from .look.foreground import to_rgb
 from .rules import describe_limits
 from .start_page import data_uri
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .foreground import to_rgb
+from .look.foreground import to_rgb
 
 PAPER, INK, QUIET = "#f4f4f1", "#1d1d1b", "#6d6d68"
 PASS, FAIL, NEUTRAL = "#58a065", "#c8281e", "#cfcfca"

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .detection import Box, Detection
-from .foreground import to_rgb
+from .look.foreground import to_rgb
 from .similarity import IMAGENET_MEAN, IMAGENET_STD, normalise
 
 SHORTEST, LONGEST = 800, 1333

@@ -16,8 +16,8 @@ from skimage.color import deltaE_ciede2000
 
 from .clusters import Disagreement, clusters_of
 from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range, allowed_range
-from .foreground import MEASURES, Look
-from .kind import DESCRIPTOR
+from .look.foreground import MEASURES, Look
+from .look.kind import DESCRIPTOR
 from .reference import FEWEST, Reference, own_kinds, own_poses
 
 SMALLEST_CLASS = 40  # classes with fewer pictures are judged by the pooled limits

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from PIL import Image
 
-from .foreground import to_rgb
+from .look.foreground import to_rgb
 
 if TYPE_CHECKING:
     import torch

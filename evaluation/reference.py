@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .foreground import Look
-from .kind import DESCRIPTOR, Kind, held_out_distances
-from .pose import GRID, Outlines
+from .look.foreground import Look
+from .look.kind import DESCRIPTOR, Kind, held_out_distances
+from .look.pose import GRID, Outlines
 
 MOST = 1000  # pictures kept of a larger catalogue, evenly over it
 FEWEST = 5  # with fewer there is nothing to tell pose and kind by

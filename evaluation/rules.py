@@ -6,8 +6,8 @@ import math
 from typing import NamedTuple
 
 from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range
-from .foreground import Look
 from .limits import Limits, background_distance, write_json
+from .look.foreground import Look
 
 __all__ = ["FLOORS", "RULES", "Failure", "Limits", "Range", "broken", "compared", "describe",
            "describe_limits", "judge", "write_json"]  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .foreground import to_rgb
+from .look.foreground import to_rgb
 
 SIDE = 16
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
-from ..evaluation.foreground import product_mask, to_rgb
+from ..evaluation.look.foreground import product_mask, to_rgb
 from .picture import fit_to_frame
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..configs.schema import ControlNetConfig
 from ..data.catalogue import Catalogue
 from ..data.transform import ImageTransform
-from ..evaluation.foreground import product_mask
+from ..evaluation.look.foreground import product_mask
 
 
 @dataclass(frozen=True)

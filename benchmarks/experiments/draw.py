@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onbrand.evaluation.foreground import product_mask
+from onbrand.evaluation.look.foreground import product_mask
 from onbrand.inference.generate import generate
 from onbrand.inference.load import load_pipeline
 from onbrand.pca import Sampler

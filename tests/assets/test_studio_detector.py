@@ -20,7 +20,7 @@ from onbrand.assets.studio_scenes import NOBODY, Scene, _painted, box_of, free_s
 from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
 from onbrand.data.studio_camera import Light, Placement, to_picture
 from onbrand.evaluation import iou
-from onbrand.evaluation.foreground import product_mask
+from onbrand.evaluation.look.foreground import product_mask
 from onbrand.inference import load_pipeline
 from onbrand.inference.generate import generate
 from onbrand.train.models import TINY_BASE

@@ -5,8 +5,8 @@ import pytest
 from onbrand.evaluation import limits as limits_module
 from onbrand.evaluation import reference
 from onbrand.evaluation.criteria import Range
-from onbrand.evaluation.foreground import look
 from onbrand.evaluation.limits import Limits, limits_from
+from onbrand.evaluation.look.foreground import look
 from onbrand.evaluation.rules import compared
 from PIL import Image
 

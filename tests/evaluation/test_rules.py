@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 from onbrand.evaluation.criteria import CRITERIA, RULES, Range
-from onbrand.evaluation.foreground import look
 from onbrand.evaluation.limits import limits_from
+from onbrand.evaluation.look.foreground import look
 from onbrand.evaluation.rules import compared, describe, describe_limits, judge
 
 

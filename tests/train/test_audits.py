@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 from onbrand.data.processes import ALONE
-from onbrand.evaluation.foreground import look
 from onbrand.evaluation.limits import limits_from
+from onbrand.evaluation.look.foreground import look
 from onbrand.train import audits
 from PIL import Image, ImageDraw
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onbrand.evaluation.foreground import MEASURES, border_ring, foreground_mask, look, measure, to_rgb
+from onbrand.evaluation.look.foreground import MEASURES, border_ring, foreground_mask, look, measure, to_rgb
 from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 

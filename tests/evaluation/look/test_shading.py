@@ -2,8 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from onbrand.evaluation.box import box_of
-from onbrand.evaluation.shading import light_slope
+from onbrand.evaluation.look.box import box_of
+from onbrand.evaluation.look.shading import light_slope
 
 
 def lit(slope: float, *, pattern: str = "plain", albedo: float = 0.3):

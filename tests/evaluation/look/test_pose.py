@@ -2,10 +2,10 @@ import json
 
 import numpy as np
 import pytest
-from onbrand.evaluation import pose
-from onbrand.evaluation.box import Box, box_of
-from onbrand.evaluation.foreground import look
-from onbrand.evaluation.pose import GRID, LEVELS, Outlines, apart, outline
+from onbrand.evaluation.look import pose
+from onbrand.evaluation.look.box import Box, box_of
+from onbrand.evaluation.look.foreground import look
+from onbrand.evaluation.look.pose import GRID, LEVELS, Outlines, apart, outline
 
 
 def standing(top: int = 10, bottom: int = 50, left: int = 25, right: int = 35) -> np.ndarray:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from onbrand.evaluation import audit, calibrate, framing
-from onbrand.evaluation.foreground import border_ring
-from onbrand.evaluation.framing import fit_for, one_shape, shrunk, squared
+from onbrand.evaluation import audit, calibrate
+from onbrand.evaluation.look import framing
+from onbrand.evaluation.look.foreground import border_ring
+from onbrand.evaluation.look.framing import fit_for, one_shape, shrunk, squared
 from PIL import Image
 
 

@@ -2,8 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from onbrand.evaluation.box import box_of
-from onbrand.evaluation.shadow import shadow_of
+from onbrand.evaluation.look.box import box_of
+from onbrand.evaluation.look.shadow import shadow_of
 
 WHITE = np.array([98.0, 0.0, 0.0])
 

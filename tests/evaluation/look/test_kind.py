@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from onbrand.evaluation.foreground import look, to_lab
-from onbrand.evaluation.kind import SMALLEST_VARIANCE, Kind, features_of, held_out_distances
-from onbrand.evaluation.packed import pack, unpack
+from onbrand.evaluation.look.foreground import look, to_lab
+from onbrand.evaluation.look.kind import SMALLEST_VARIANCE, Kind, features_of, held_out_distances
+from onbrand.evaluation.look.packed import pack, unpack
 from PIL import Image
 from sklearn.decomposition import PCA
 
