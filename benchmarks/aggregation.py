@@ -117,6 +117,12 @@ def ways_of(part: str, best: Way) -> dict[str, Way]:
             "shapes + itself, the paper's settings": Way(("shapes", "shapes")),
             "shapes, DDIM": Way(("shapes",), 0, sampler="DDIM"),
             "shapes + colours, the paper's settings, DDIM": Way(sampler="DDIM"),
+            **{
+                f"shapes + colours, rescaled, not corrected, DDIM, s = {s}": Way(
+                    PAIR, s, (0.5,), (0.0, 0.0), "rescaled", "DDIM"
+                )
+                for s in (3, 5)
+            },
         }
     if part == "three":
         three = Way(("shapes", "colours", "words"), best.steps)
