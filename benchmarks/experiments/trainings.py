@@ -91,12 +91,19 @@ TRAININGS = {
 def config_of(name: str, seed: int, *, work: Path, start: Sequence[str] = ()) -> Config:
     """The config of one training, its run in WORK; start: overrides to fit another start to its pictures."""
     training = TRAININGS[name]
+    run = work / "runs" / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
     return load_config(
         "demo",
-        [*RECIPE, f"model.base={_base(training, seed, work)}", f"run.seed={seed}",
-         f"run.dir={work / 'runs' / name.replace(' ', '_')}_{seed}", f"data.cache_dir={work / 'latents'}",
-         f"data.source={catalogue_folder(training.pictures, work=work)}", *(start or training.overrides)],
-    )  # fmt: skip
+        [
+            *RECIPE,
+            f"model.base={_base(training, seed, work)}",
+            f"run.seed={seed}",
+            f"run.dir={run}",
+            f"data.cache_dir={work / 'latents'}",
+            f"data.source={catalogue_folder(training.pictures, work=work)}",
+            *(start or training.overrides),
+        ],
+    )
 
 
 def trained(name: str, seed: int, *, work: Path) -> Path:
