@@ -23,6 +23,7 @@ from .reference import FEWEST, Reference, own_kinds, own_poses
 SMALLEST_CLASS = 40  # classes with fewer pictures are judged by the pooled limits
 # what a photographer keeps the same; a product's own lightness or outline may well come in groups
 AGREED = ("offset_x", "offset_y", "extent", "shadow_depth")
+COMMON_BACKDROP = 20.0  # Delta E: white and a middling grey are 32 apart
 Lab = tuple[float, float, float]
 
 
@@ -127,7 +128,8 @@ def limits_from(
     what their value "text" is a score of. Each one-sided limit takes an equal part of a total level of 2 %
     (Bonferroni), so at least about 98 % of further pictures of the catalogue's kind pass all rules at once.
     Pictures without a product count for what is about the whole picture alone. Pose and kind are measured
-    against the other pictures, and not limited by fewer than 5. Warns where the pictures disagree.
+    against the other pictures, and not limited by fewer than 5. Warns where the pictures disagree, and where
+    they have no backdrop in common.
     Raises ValueError when there are no pictures, or none shows a product.
     """
     if not looks:
@@ -168,6 +170,9 @@ def limits_from(
     disagreements += _disagreements(table, [(c, shown & (labels == c)) for c in own] or [(None, shown)])
     for each in disagreements:
         warnings.warn(f"{each}; the limits allow all of them", stacklevel=3)
+    if (reach := pooled["background"].high) > COMMON_BACKDROP:
+        told = f"the limits allow Delta E {reach:.0f} and rule little out"
+        warnings.warn(f"reference pictures must share a backdrop to be audited by it: {told}", stacklevel=3)
     text = None
     if scorer is not None:
         text = {"scorer": scorer, "mean": float(table["text"].mean()), "n": len(looks)}

@@ -257,6 +257,13 @@ def test_limits_read_from_a_report_judge_no_more(tmp_path, limits, draw):
         audit([draw()], AuditReport.load(tmp_path / "audit.json").limits)
 
 
+def test_a_catalogue_without_a_backdrop_in_common_is_told_so(draw):
+    rng = np.random.default_rng(0)
+    every = [draw(backdrop=tuple(rng.integers(60, 250, 3).tolist()), seed=i) for i in range(60)]
+    with pytest.warns(UserWarning, match=r"must share a backdrop .*: the limits allow Delta E \d\d and rule"):
+        calibrate(every)
+
+
 def test_a_catalogue_that_disagrees_with_itself_is_told_and_both_halves_pass(draw):
     white, grey = ([draw(backdrop=(level,) * 3, seed=i) for i in range(30)] for level in (250, 200))
     with pytest.warns(
