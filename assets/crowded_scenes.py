@@ -12,7 +12,7 @@ from ..data.studio import CLASSES, COLOURS, Product
 from ..data.studio_backgrounds import wild_background
 from ..data.studio_camera import Light, Placement, to_picture
 from ..evaluation.detection import Box
-from .studio_scenes import Scene, _painted
+from .studio_scenes import Scene, painted
 
 # the longer side of a product, as a share of the frame's, by the number of products
 SIDES = {1: (0.4, 0.9), 2: (0.35, 0.55), 3: (0.3, 0.48), 4: (0.28, 0.42), 5: (0.27, 0.38), 6: (0.27, 0.35)}
@@ -36,7 +36,7 @@ def crowded_scene(index: int, count: int, *, size: int = 64, seed: int) -> Scene
     kinds = rng.choice(len(CLASSES), count, replace=False)
     colours = list(COLOURS)
     products = tuple(Product(CLASSES[k], colours[rng.integers(len(colours))]) for k in kinds)
-    owner = _painted(canvas, rng, products, _beside(rng, count), light)
+    owner = painted(canvas, rng, products, _beside(rng, count), light)
     exposure = rng.uniform(0.85, 1.1) * (1 + rng.normal(0, 0.02, 3))
     picture = to_picture(canvas * exposure.astype(np.float32), rng, noise=rng.uniform(0.002, 0.012))
     return Scene(picture, owner, products)

@@ -51,7 +51,7 @@ def wild_scene(shot: Shot) -> Scene:
     rng, products = shot.generator(1), shot.cast()
     canvas = wild_background(rng, shot.size)
     light = Light(rng.uniform(-1, 1), rng.uniform(0.1, 0.5), rng.choice([0.0, rng.uniform(0.1, 0.5)]))
-    owner = _painted(canvas, rng, products, _wild_placements(rng, len(products)), light)
+    owner = painted(canvas, rng, products, _wild_placements(rng, len(products)), light)
     exposure = rng.uniform(0.72, 1.12) * (1 + rng.normal(0, 0.03, 3))
     picture = to_picture(canvas * exposure.astype(np.float32), rng, noise=rng.uniform(0.002, 0.012))
     return Scene(picture, owner, products)
@@ -73,7 +73,7 @@ def free_scene(index: int, *, size: int = 64, seed: int = FREE_SEED) -> Scene:
         kind, colour = CLASSES[rng.integers(len(CLASSES))], list(COLOURS)[rng.integers(len(COLOURS))]
         products.append(Product(kind, colour, FINISHES[rng.choice(3, p=[0.5, 0.25, 0.25])]))
         placements.append(placement)
-    owner = _painted(canvas, rng, tuple(products), placements, light)
+    owner = painted(canvas, rng, tuple(products), placements, light)
     exposure = 1.0 if white else rng.uniform(0.72, 1.12) * (1 + rng.normal(0, 0.03, 3))
     return Scene(to_picture(canvas * exposure, rng, noise=rng.uniform(0.002, 0.012)), owner, tuple(products))
 
@@ -95,7 +95,7 @@ def _apart(rng: np.random.Generator, others: list[Placement]) -> Placement | Non
     return None
 
 
-def _painted(
+def painted(
     canvas: np.ndarray,
     rng: np.random.Generator,
     products: tuple[Product, ...],
