@@ -16,7 +16,7 @@ from onbrand.assets.studio_detector import (
     held_out_scores,
     load_studio_detector,
 )
-from onbrand.assets.studio_scenes import NOBODY, Scene, _painted, box_of, free_scene, scenes, wild_scene
+from onbrand.assets.studio_scenes import NOBODY, Scene, box_of, free_scene, painted, scenes, wild_scene
 from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
 from onbrand.data.studio_camera import Light, Placement, to_picture
 from onbrand.evaluation import iou
@@ -39,7 +39,7 @@ def painted(products: Sequence[Product], placements: Sequence[Placement]) -> tup
     """Products without shadows on a blue that none has, and whose each pixel is."""
     canvas = np.full((128, 128, 3), (0.3, 0.9, 1.0), dtype=np.float32)
     rng = np.random.default_rng(0)
-    owner = _painted(canvas, rng, tuple(products), list(placements), Light(0.0, 0.2, 0.0))
+    owner = painted(canvas, rng, tuple(products), list(placements), Light(0.0, 0.2, 0.0))
     return to_picture(canvas, rng, noise=0.0), owner
 
 
