@@ -35,7 +35,9 @@ def detector() -> StudioDetector:
     return load_studio_detector()
 
 
-def painted(products: Sequence[Product], placements: Sequence[Placement]) -> tuple[Image.Image, np.ndarray]:
+def before_blue(
+    products: Sequence[Product], placements: Sequence[Placement]
+) -> tuple[Image.Image, np.ndarray]:
     """Products without shadows on a blue that none has, and whose each pixel is."""
     canvas = np.full((128, 128, 3), (0.3, 0.9, 1.0), dtype=np.float32)
     rng = np.random.default_rng(0)
@@ -53,7 +55,7 @@ def test_wild_scenes_are_the_studios_own_pictures() -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_the_truth_is_where_the_product_shows(kind: str) -> None:
-    picture, owner = painted([Product(kind, "red")], [Placement(0.45, 0.55, 0.6, 12.0)])
+    picture, owner = before_blue([Product(kind, "red")], [Placement(0.45, 0.55, 0.6, 12.0)])
     seen = np.asarray(product_mask(picture)) > 127
     both, either = (seen & (owner == 0)).sum(), (seen | (owner == 0)).sum()
     # fills the holes of handles and chairs, which the truth leaves open
@@ -63,13 +65,13 @@ def test_the_truth_is_where_the_product_shows(kind: str) -> None:
 
 def test_what_others_cover_or_the_frame_cuts_off_is_not_there() -> None:
     small, large = Placement(0.5, 0.5, 0.2), Placement(0.5, 0.5, 0.9)
-    hidden = painted([Product("mug", "red"), Product("shirt", "blue")], [small, large])[1]
+    hidden = before_blue([Product("mug", "red"), Product("shirt", "blue")], [small, large])[1]
     assert set(np.unique(hidden)) == {NOBODY, 1}
-    shown = painted([Product("shirt", "blue"), Product("mug", "red")], [large, small])[1]
+    shown = before_blue([Product("shirt", "blue"), Product("mug", "red")], [large, small])[1]
     assert set(np.unique(shown)) == {NOBODY, 0, 1}
     blank, scene = Image.new("RGB", (128, 128)), (Product("mug", "red"), Product("shirt", "blue"))
     assert [product.kind for product, _ in Scene(blank, hidden, scene).boxes()] == ["shirt"]
-    cut = painted([Product("shirt", "blue")], [Placement(1.0, 0.5, 0.5)])[1]
+    cut = before_blue([Product("shirt", "blue")], [Placement(1.0, 0.5, 0.5)])[1]
     assert box_of(cut == 0)[2] == 1.0
 
 
