@@ -13,6 +13,7 @@ from ..data.studio_backgrounds import wild_background
 from ..data.studio_camera import Light, Placement, fitted, mask_of, paint, to_picture
 from ..data.studio_shapes import PRODUCTS, Part
 from ..evaluation.detection import Box
+from ..evaluation.look.box import box_of as pixels_box
 
 NOBODY = -1
 FREE_SEED = 11
@@ -37,13 +38,8 @@ class Scene:
 def box_of(mask: np.ndarray) -> Box:
     """The box (x0, y0, x1, y1) around a mask's pixels (H, W) bool, in fractions of width and height."""
     height, width = mask.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return (
-        float(columns[0] / width),
-        float(rows[0] / height),
-        float((columns[-1] + 1) / width),
-        float((rows[-1] + 1) / height),
-    )
+    left, top, right, bottom = pixels_box(mask)
+    return left / width, top / height, right / width, bottom / height
 
 
 def wild_scene(shot: Shot) -> Scene:

@@ -137,14 +137,15 @@ def _audit_folder(subject: str, asked: Asked) -> Findings:
     from ..evaluation.look.framing import fit_for, shrunk
     from ..train.draw import round_robin
     from ..train.judge import Audited
-    from .folders import Fitted, captions_of, open_reference, open_upright, pictures_of, sizes_of
+    from ..train.prepare import open_catalogue
+    from .folders import Fitted, captions_of, open_upright, pictures_of, sizes_of
 
     folder, scorer = Path(subject), asked.scorer
     paths = pictures_of(folder, output=asked.output)
     names = [path.relative_to(folder).as_posix() for path in paths]
     config = config_of(asked.overrides, data={"source": asked.against, "resolution": FOLDER_RESOLUTION}).data
     captions = None if scorer is None else captions_of(folder, paths, column=config.caption_column)
-    catalogue = open_reference(config, captioned=scorer is not None)
+    catalogue = open_catalogue(config, captioned=scorer is not None)
     sizes = [*sizes_of(paths), *((width, height) for height, width in catalogue.sizes)]
     fit, side = fit_for(sizes), config.resolution
     known = Fitted(catalogue.image, len(catalogue), fit, side)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,12 +13,8 @@ from .pictures import RECIPES, SHEET, TRACE
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ..configs.schema import DataConfig
-    from ..data.catalogue import Catalogue
-    from ..data.rows import Rows
 
 Fit = Callable[["Image", int], "Image"]
-NO_CAPTION = "no caption asked for"
 
 
 @dataclass(frozen=True)
@@ -112,39 +108,3 @@ def captions_of(folder: Path, paths: Sequence[Path], *, column: str) -> list[str
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ValueError(f"{rule}, got none of {str(lacking[0])!r}{more}")
     return [known[path] for path in paths]
-
-
-def open_reference(config: DataConfig, *, captioned: bool) -> Catalogue:
-    """The catalogue that sets the limits; unless `captioned`, its pictures need no caption.
-
-    Raises ValueError as `open_catalogue` does.
-    """
-    from ..data.catalogue import Catalogue
-    from ..data.check import check_pictures
-    from ..data.rows import read_pictures
-    from ..data.sources import open_tables
-    from ..train.prepare import STUDIO, open_catalogue
-
-    if captioned or config.source == STUDIO:
-        return open_catalogue(config)
-    found, dropped = read_pictures(
-        [_without_captions(table) for table in open_tables(config.source, split=config.split)],
-        image_columns=config.image_columns,
-        caption_column=NO_CAPTION,
-        class_column=config.class_column,
-        image_classes=config.image_classes or {},
-        backdrop=config.backdrop,
-        limit=config.limit,
-    )
-    pictures, unreadable = check_pictures(found, fatal=config.on_bad_image == "error")
-    dropped += unreadable
-    if not pictures:
-        raise ValueError(
-            f"catalogue {config.source} must hold a usable picture, got {len(dropped)} unusable ones"
-        )
-    return Catalogue(pictures, dropped=dropped)
-
-
-def _without_captions(table: Rows) -> Rows:
-    """The same rows with one more column, which says something of each."""
-    return replace(table, table=table.table.add_column(NO_CAPTION, ["-"] * len(table.table)))

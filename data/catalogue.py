@@ -22,7 +22,7 @@ def load_catalogue(
     source: Location | Sequence[Location],
     *,
     image_columns: Sequence[str] = ("image",),
-    caption_column: str = "text",
+    caption_column: str | None = "text",
     class_column: str | None = None,
     condition_column: str | None = None,
     image_classes: Mapping[str, str] | None = None,
@@ -46,6 +46,7 @@ def load_catalogue(
     ControlNet is trained on. Rows without caption, class, picture or condition are dropped and counted in
     `.dropped`; so are unreadable pictures, unless on_bad_image is "error". limit: of rows, from the top.
     split: of a hub data set. processes: those that share the check; all must call this, and get the same.
+    caption_column: None for pictures that need no caption, which have then none.
     Raises ValueError on a missing column (with the nearest name), an unknown class or image column in the
     mappings, an unreadable picture if asked to (file and row named), and if nothing is left.
     """

@@ -28,7 +28,7 @@ def read_pictures(
     tables: "Sequence[Rows]",
     *,
     image_columns: Sequence[str],
-    caption_column: str,
+    caption_column: str | None,
     class_column: str | None,
     image_classes: Mapping[str, str],
     backdrop: str,
@@ -37,6 +37,7 @@ def read_pictures(
 ) -> tuple[list[Picture], list[tuple[str, str]]]:
     """The pictures of tables (of the first `limit` rows in all), and (origin, reason) of those left out.
 
+    caption_column: None for pictures that need no caption, whatever the tables have.
     Raises ValueError on a missing column, and on an image column that holds something else.
     """
     pictures: list[Picture] = []
@@ -49,7 +50,9 @@ def read_pictures(
     folder_is_class = _folder_is_class(tables, columns)
     first_row = 0
     for table, sources, seconds in zip(tables, columns, conditions, strict=True):
-        captions = table.texts(caption_column, what="caption column")
+        captions = [""] * len(table.table)
+        if caption_column is not None:
+            captions = table.texts(caption_column, what="caption column")
         named = class_column or (CLASS_COLUMN if CLASS_COLUMN in table.table.column_names else None)
         classes = table.texts(named, what="class column") if named else None
         for row, caption in enumerate(captions[: None if limit is None else max(0, limit - first_row)]):
@@ -59,7 +62,9 @@ def read_pictures(
                 class_name = classes[row] if classes else folder or DEFAULT_CLASS
                 class_name = image_classes.get(column, class_name)
                 origin = table.origin(row, column, source)
-                lacking = [("picture", source), ("caption", caption), ("class", class_name)]
+                lacking = [("picture", source), ("class", class_name)]
+                if caption_column is not None:
+                    lacking.insert(1, ("caption", caption))
                 if seconds is not None:
                     lacking.append(("condition picture", seconds[row]))
                 if missing := [what for what, value in lacking if not value]:

@@ -35,9 +35,16 @@ class Prepared:
 
 
 def open_catalogue(
-    config: DataConfig, *, condition_column: str | None = None, processes: Processes = ALONE
+    config: DataConfig,
+    *,
+    condition_column: str | None = None,
+    captioned: bool = True,
+    processes: Processes = ALONE,
 ) -> Catalogue:
-    """The catalogue a config names. Raises ValueError as `load_catalogue` does."""
+    """The catalogue a config names; unless `captioned`, its pictures need no caption.
+
+    Raises ValueError as `load_catalogue` does.
+    """
     if config.source == STUDIO:
         if condition_column is not None:
             raise ValueError(
@@ -49,7 +56,7 @@ def open_catalogue(
     return load_catalogue(
         config.source,
         image_columns=config.image_columns,
-        caption_column=config.caption_column,
+        caption_column=config.caption_column if captioned else None,
         class_column=config.class_column,
         image_classes=config.image_classes,
         class_prefixes=config.class_prefixes,
