@@ -85,7 +85,12 @@ def train_base(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """The averaged (EMA) UNet and text encoder after plain epsilon training on scaled latents."""
     torch.manual_seed(0)
-    models = torch.nn.ModuleDict({"unet": tiny_unet(), "text_encoder": tiny_text_encoder(tokenizer)})
+    models = torch.nn.ModuleDict(
+        {
+            "unet": tiny_unet().to(memory_format=torch.channels_last),
+            "text_encoder": tiny_text_encoder(tokenizer),
+        }
+    )
     unet, text_encoder = models["unet"], models["text_encoder"]
     average = EMAModel(models.parameters(), decay=0.9995, use_ema_warmup=True, power=0.75)
     noise_scheduler = DDPMScheduler(**SCHEDULE)

@@ -33,15 +33,16 @@ Table = Annotated[str, typer.Argument(help=", ".join(TABLES))]
 def run(table: Table, seed: int = 0, work: Work = WORK) -> None:
     """Measures every cell of a table with one training seed."""
     measure_real(work=work)
-    for cell in _comparison(table).cells(seed):
-        measure(cell, work=work)
+    comparison = _comparison(table)
+    for cell in comparison.cells(seed):
+        measure(cell, pictures=comparison.pictures, work=work)
     show(table)
 
 
 @app.command("cell")
-def one(name: str, work: Work = WORK) -> None:
-    """Measures one cell: `cell "offset / class mean / 0"`."""
-    Console().print(measure(Cell.named(name), work=work))
+def one(name: str, pictures: int = PICTURES, work: Work = WORK) -> None:
+    """Measures one cell with so many pictures of each set: `cell "offset / class mean / 0"`."""
+    Console().print(measure(Cell.named(name), pictures=pictures, work=work))
 
 
 @app.command("table")
@@ -60,9 +61,11 @@ def show(
 def sheet(table: Table, file: Path, work: Work = WORK) -> None:
     """Writes a picture: a row a cell that is measured, the same products and noises down a column."""
     known, rows = results(), {"real": shown_first(np.stack(real_pictures(work=work)))}
-    for cell in _comparison(table).cells(0):
+    comparison = _comparison(table)
+    for cell in comparison.cells(0):
         if cell.name in known:
-            rows[f"{cell.training}, {cell.told_start}"] = shown_first(pictures_of(cell, work=work))
+            drawn = pictures_of(cell, pictures=comparison.pictures, work=work)
+            rows[f"{cell.training}, {cell.told_start}"] = shown_first(drawn)
     side_by_side(rows, columns=SHOWN).save(file)
 
 
@@ -71,7 +74,7 @@ def shown_first(pictures: np.ndarray) -> list[Image.Image]:
     places = []
     for i in range(SHOWN):
         of_kind = len(products()[SETS[i % 2]]) // SHOWN
-        places.append(i % 2 * PICTURES + i * of_kind + 5 * i % of_kind)
+        places.append(i % 2 * (len(pictures) // len(SETS)) + i * of_kind + 5 * i % of_kind)
     return [Image.fromarray(pictures[place]) for place in places]
 
 

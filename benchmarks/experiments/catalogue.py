@@ -16,7 +16,7 @@ SIDE = 64
 LARGEST = 5000  # pictures a catalogue may have
 CATALOGUE_SEED, REAL_SEED = 21, 22
 NEW_SHARE = 0.2
-PICTURES = 768  # of each set of prompts
+PICTURES = 768  # of each set of prompts, at most
 SETS = ("catalogue", "new")
 
 
@@ -53,8 +53,13 @@ def catalogue_folder(pictures: int, *, work: Path) -> Path:
 
 
 def asked() -> list[Product]:
-    """What is drawn in every cell: each set's products again and again, the catalogue's first."""
+    """What cells draw: each set's products again and again, the catalogue's first."""
     return [known[i % len(known)] for known in products().values() for i in range(PICTURES)]
+
+
+def rows_of(pictures: int) -> list[int]:
+    """The first so many rows of `asked` of each set, which a smaller cell draws."""
+    return [first + i for first in range(0, len(SETS) * PICTURES, PICTURES) for i in range(pictures)]
 
 
 def real_pictures(*, work: Path) -> list[Image.Image]:

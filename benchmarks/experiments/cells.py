@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from .catalogue import PICTURES
 from .starts import STARTS
-from .trainings import PICTURE_COUNTS, RANGES, RANKS, STEP_COUNTS, TRAININGS
+from .trainings import PICTURE_COUNTS, RANGES, RANKS, SHORT_STEPS, STEP_COUNTS, TRAININGS
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,21 @@ class Cell:
 
 
 OFFSET = Cell("offset", "class mean")
+FEW = 192
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A table: a row a cell, for several training seeds; the others are tested against one of them."""
+    """A table: a row a cell, for several training seeds; the others are tested against one of them.
+
+    pictures: of each set of prompts in a cell; a cell that has more for another table keeps them.
+    """
 
     title: str
     rows: Sequence[Cell]
     reference: Cell = OFFSET
     seeds: Sequence[int] = (0,)
+    pictures: int = FEW
 
     def cells(self, seed: int) -> list[Cell]:
         """The cells of one training seed."""
@@ -82,6 +88,7 @@ def _cells(*rows: tuple[str, str]) -> list[Cell]:
 
 FOUR = ("pure noise", "class mean", "PCA-3", "ground truth")
 BOTH = (("plain", "pure noise"), ("offset", "class mean"))
+SHORT = tuple((f"{kind}, {SHORT_STEPS} steps", start) for kind, start in BOTH)
 SAMPLERS = (
     *(("DDIMScheduler", steps) for steps in (20, 50, 100)),
     *(("DPMSolverMultistepScheduler", steps) for steps in (20, 25)),
@@ -100,6 +107,7 @@ TABLES = {
             ("smaller a_T", "pure noise"),
         ),
         seeds=(0, 1, 2),
+        pictures=PICTURES,
     ),
     "alternatives": Comparison(
         "Offset training and what people use instead",
@@ -114,14 +122,17 @@ TABLES = {
             ("offset", "class mean"),
         ),
         seeds=(0, 1, 2),
+        pictures=PICTURES,
     ),
     "methods": Comparison(
         "All weights and LoRA",
-        _cells(*BOTH, *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in BOTH)),
+        _cells(*((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in BOTH), *SHORT),
+        reference=Cell(*SHORT[1]),
     ),
     "pictures": Comparison(
         "How many pictures",
-        _cells(*((f"{kind}, {n} pictures", start) for n in PICTURE_COUNTS for kind, start in BOTH), *BOTH),
+        _cells(*((f"{kind}, {n} pictures", start) for n in PICTURE_COUNTS for kind, start in BOTH), *SHORT),
+        reference=Cell(*SHORT[1]),
     ),
     "steps": Comparison(
         "How many training steps",
@@ -129,7 +140,8 @@ TABLES = {
     ),
     "range": Comparison(
         "The offset range and how often it is drawn",
-        _cells(*((f"offset, {told}", "class mean") for told in RANGES), ("offset", "class mean")),
+        _cells(*((f"offset, {told}", "class mean") for told in RANGES), SHORT[1]),
+        reference=Cell(*SHORT[1]),
     ),
     "samplers": Comparison(
         "Samplers",
@@ -141,7 +153,8 @@ TABLES = {
     ),
     "controlnet": Comparison(
         "A ControlNet that is shown the product, on the frozen UNet",
-        _cells(*((f"{kind} ControlNet", start) for kind, start in BOTH), ("offset", "class mean")),
+        _cells(*((f"{kind} ControlNet", start) for kind, start in BOTH)),
         reference=Cell("offset ControlNet", "class mean"),
+        pictures=3 * FEW,  # three noises a control
     ),
 }

@@ -13,7 +13,7 @@ from onbrand.pca import Sampler
 from PIL import Image
 from rich.progress import track
 
-from .catalogue import asked, real_pictures
+from .catalogue import SETS, asked, real_pictures, rows_of
 from .cells import Cell
 from .starts import x_start_of
 from .trainings import trained
@@ -21,11 +21,11 @@ from .trainings import trained
 BATCH = 32
 
 
-def pictures_of(cell: Cell, *, work: Path) -> np.ndarray:
-    """(N, 64, 64, 3) uint8: the products asked for as the cell draws them, kept in WORK."""
+def pictures_of(cell: Cell, *, pictures: int, work: Path) -> np.ndarray:
+    """(N, 64, 64, 3) uint8: the first products asked for of each set as the cell draws them, kept in WORK."""
     file = work / "drawn" / f"{cell.name.replace(' / ', '--').replace(' ', '_')}.npy"
-    if not file.exists():
-        drawn = _drawn(cell, work=work)
+    if not file.exists() or len(np.load(file, mmap_mode="r")) < len(SETS) * pictures:
+        drawn = _drawn(cell, rows_of(pictures), work=work)
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"partial-{file.name}")
         np.save(beside, drawn)
@@ -33,31 +33,35 @@ def pictures_of(cell: Cell, *, work: Path) -> np.ndarray:
     return np.load(file, mmap_mode="r")
 
 
-def _drawn(cell: Cell, *, work: Path) -> np.ndarray:
+def _drawn(cell: Cell, chosen: list[int], *, work: Path) -> np.ndarray:
     run = trained(cell.training, cell.seed, work=work)
     pipeline = load_pipeline(run / "model", torch_dtype=torch.float32, plain=True)
+    pipeline.unet.to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
+    pipeline.vae.to(memory_format=torch.channels_last)
     products = asked()
-    conditions = shown(work=work) if hasattr(pipeline, "controlnet") else None
+    conditions = shown(chosen, work=work) if hasattr(pipeline, "controlnet") else None
     x_start = x_start_of(cell.start, products, pipeline, training=cell.training, seed=cell.seed, work=work)
     pictures = []
-    for first in track(range(0, len(products), BATCH), description=cell.name):
-        rows = range(first, min(first + BATCH, len(products)))
+    for first in track(range(0, len(chosen), BATCH), description=cell.name):
+        batch = slice(first, first + BATCH)
+        rows = chosen[batch]
         pictures += generate(
             pipeline,
             [products[row].words() for row in rows],
-            images=conditions and [conditions[row] for row in rows],
+            images=conditions and conditions[batch],
             indices=rows,
             sampler=Sampler(cell.scheduler, cell.steps),
             guidance_scale=cell.guidance_scale,
             batch_size=BATCH,
-            **({} if x_start is None else {"x_start": x_start[rows.start : rows.stop]}),
+            **({} if x_start is None else {"x_start": x_start[rows]}),
         )
     return np.stack([np.asarray(picture) for picture in pictures])
 
 
-def shown(*, work: Path) -> list[Image.Image]:
-    """What a ControlNet sees for each product asked for: a real picture's product on black."""
+def shown(chosen: list[int], *, work: Path) -> list[Image.Image]:
+    """What a ControlNet sees for each row: of the product's first real picture, the product on black."""
+    wanted, real = asked(), real_pictures(work=work)
+    firsts = [real[wanted.index(wanted[row])] for row in chosen]
     return [
-        Image.composite(picture, Image.new("RGB", picture.size), product_mask(picture))
-        for picture in real_pictures(work=work)
+        Image.composite(picture, Image.new("RGB", picture.size), product_mask(picture)) for picture in firsts
     ]

@@ -21,7 +21,7 @@ from onbrand.train.models import TINY_BASE
 from onbrand.train.prepare import encode_part, split_catalogue
 from PIL import Image
 
-from .catalogue import PICTURES, SETS, asked, real_pictures
+from .catalogue import PICTURES, SETS, asked, real_pictures, rows_of
 from .cells import Cell
 from .draw import pictures_of
 from .trainings import config_of
@@ -36,9 +36,12 @@ def results() -> dict[str, dict[str, Any]]:
     return {line["cell"]: line for line in map(json.loads, lines)}
 
 
-def measure(cell: Cell, *, work: Path) -> dict[str, Any]:
-    """The line of a cell, measured if it is not there."""
-    return results().get(cell.name) or _add(cell.name, pictures_of(cell, work=work), work=work)
+def measure(cell: Cell, *, pictures: int = PICTURES, work: Path) -> dict[str, Any]:
+    """The line of a cell, measured if there is none of so many pictures of each set."""
+    line = results().get(cell.name)
+    if line is not None and line[SETS[0]]["n"] >= pictures:
+        return line
+    return _add(cell.name, pictures_of(cell, pictures=pictures, work=work), work=work)
 
 
 def measure_real(*, work: Path) -> dict[str, Any]:
@@ -47,11 +50,12 @@ def measure_real(*, work: Path) -> dict[str, Any]:
 
 
 def _add(name: str, pictures: np.ndarray, *, work: Path) -> dict[str, Any]:
-    """Judges pictures in the order of `asked` and adds the line to the results."""
+    """Judges pictures in the order of `rows_of` and adds the line to the results."""
     line: dict[str, Any] = {"cell": name}
-    products = asked()
+    count = len(pictures) // len(SETS)
+    products = [asked()[row] for row in rows_of(count)]
     for i, prompts in enumerate(SETS):
-        own = slice(i * PICTURES, (i + 1) * PICTURES)
+        own = slice(i * count, (i + 1) * count)
         line[prompts] = _judged(pictures[own], products[own], limits=_limits(work))
     with RESULTS.open("a") as lines:
         lines.write(json.dumps(line) + "\n")

@@ -74,15 +74,19 @@ def _with_error(values: np.ndarray, errors: np.ndarray, form: str) -> str:
 
 
 def _p_value(lines: Lines, best: Lines) -> str:
-    """Paired test of passing the audit, on the pictures of the seeds that both have."""
+    """Paired test of passing the audit, on the pictures and the seeds that both have."""
     seeds = {line["cell"].split(" / ")[2]: line for line in best}
     pairs = [(line, seeds[seed]) for line in lines if (seed := line["cell"].split(" / ")[2]) in seeds]
     if not pairs:
         return ""
-    ours, theirs = (
-        np.concatenate([bits(pair[i], prompts, "kept") for pair in pairs for prompts in SETS]).astype(float)
-        for i in (0, 1)
-    )
+    kept = [
+        # a cell with fewer pictures has the first ones of the other
+        pair
+        for mine, reference in pairs
+        for prompts in SETS
+        for pair in zip(bits(mine, prompts, "kept"), bits(reference, prompts, "kept"), strict=False)
+    ]
+    ours, theirs = np.array(kept, dtype=float).T
     found = compare(ours, theirs).p_value
     return "< .001" if found < 0.001 else f"{found:.3f}"
 

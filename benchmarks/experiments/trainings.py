@@ -23,6 +23,7 @@ from .objectives import Objective, input_perturbation, multi_resolution, noise_o
 PICTURES = 2000
 RECIPE = (
     "train.steps=1500",
+    "train.channels_last=true",
     "train.checkpoint_every=500",
     "train.preview_every=1500",
     "train.validate_every=500",
@@ -30,17 +31,24 @@ RECIPE = (
 )
 PLAIN = ("start.enabled=false", "start.emphasis=null")
 KINDS: dict[str, tuple[str, ...]] = {"plain": PLAIN, "offset": ()}
-LORA = ("model.method=lora", "train.learning_rate=2.0e-3")
 RANKS = (4, 16, 64)
 PICTURE_COUNTS = (20, 80, 320, 5000)
-STEP_COUNTS = (100, 200, 400, 800, 3000)
+STEP_COUNTS = (100, 200, 400, 800)
+SHORT_STEPS = 800  # of the trainings that are compared among themselves
+SHORT = f"train.steps={SHORT_STEPS}"
 RANGES = {
     "drawn uniformly": ("start.emphasis=null",),
     "30 % of timesteps": ("start.emphasis=0.3",),
     "from 900": ("start.offset_from=900",),
     "from 980": ("start.offset_from=980",),
 }
-CONTROLNET = ("model.method=frozen", "model.controlnet={condition: segment}", "train.learning_rate=2.0e-4")
+LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
+CONTROLNET = (
+    SHORT,
+    "model.method=frozen",
+    "model.controlnet={condition: segment}",
+    "train.learning_rate=2.0e-4",
+)
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,11 @@ TRAININGS = {
     "zero terminal SNR": Training(PLAIN, schedule=ZERO_SNR),
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
        for n in RANKS for kind, overrides in KINDS.items()},
-    **{f"{kind}, {n} pictures": Training(overrides, pictures=n)
+    **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))
        for n in STEP_COUNTS for kind, overrides in KINDS.items()},
-    **{f"offset, {told}": Training(overrides) for told, overrides in RANGES.items()},
+    **{f"offset, {told}": Training((SHORT, *overrides)) for told, overrides in RANGES.items()},
     **{f"{kind} ControlNet": Training((*CONTROLNET, *overrides), base=kind)
        for kind, overrides in KINDS.items()},
 }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from onbrand.benchmarks.experiments import catalogue, measure, objectives, tables, trainings
+from onbrand.benchmarks.experiments import catalogue, draw, measure, objectives, tables, trainings
 from onbrand.benchmarks.experiments.cells import TABLES, Cell, Comparison
 from onbrand.data.studio import CLASSES, COLOURS, Product, Shot
 from onbrand.evaluation import calibrate
@@ -99,6 +99,25 @@ def test_a_smaller_catalogue_is_the_beginning_of_a_larger_one(tmp_path: Path) ->
         assert (small / name).read_bytes() == (large / name).read_bytes()
 
 
+def test_a_smaller_cell_draws_the_first_pictures_of_each_set() -> None:
+    rows = catalogue.rows_of(3)
+    assert rows == [0, 1, 2, catalogue.PICTURES, catalogue.PICTURES + 1, catalogue.PICTURES + 2]
+    assert len(catalogue.rows_of(catalogue.PICTURES)) == len(catalogue.asked())
+
+
+def test_the_pictures_of_a_product_share_a_control(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    products = [Product("mug", "red"), Product("hat", "blue"), Product("mug", "red")]
+    real = [Image.fromarray(picture) for picture in pictures(products)]
+    monkeypatch.setattr(draw, "asked", lambda: products)
+    monkeypatch.setattr(draw, "real_pictures", lambda work: real)
+    mug, hat, again = (np.asarray(shown) for shown in draw.shown([0, 1, 2], work=tmp_path))
+    assert np.array_equal(mug, again)
+    assert not np.array_equal(mug, hat)
+    assert (mug[:4] == 0).all()
+    middle = slice(28, 36)
+    assert np.array_equal(mug[middle, middle], np.asarray(real[0])[middle, middle])
+
+
 def test_every_cell_is_found_by_its_name() -> None:
     for table in TABLES.values():
         for cell in table.cells(2):
@@ -134,7 +153,7 @@ def test_the_classifier_reads_what_is_shown() -> None:
 def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two cells and real pictures, measured on few and easy pictures."""
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results.jsonl")
-    monkeypatch.setattr(measure, "PICTURES", 20)
+    monkeypatch.setattr(measure, "rows_of", lambda count: [*range(count), *range(20, 20 + count)])
     products = [Product(CLASSES[i % 8], list(COLOURS)[i % 10]) for i in range(40)]
     shown = pictures(products)
     limits = calibrate([Image.fromarray(picture) for picture in shown])
@@ -168,3 +187,18 @@ def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
     assert lines_of[0].startswith("| trained | started from | seeds | on brand, catalogue |")
     assert lines_of[3].startswith("| plain | pure noise | 1 | 25.0 ± 9.7 % |")
     assert {line.count("|") for line in lines_of} == {lines_of[0].count("|")}
+
+
+def test_a_smaller_cell_is_tested_on_the_pictures_it_has(lines: Path) -> None:
+    few = [measure.results()["offset / class mean / 0"]]
+    many = [measure.results()["plain / pure noise / 0"]]
+    shorter = [
+        {
+            "cell": "offset / class mean / 0",
+            **{prompts: few[0][prompts] | {"n": 5} for prompts in catalogue.SETS},
+        }
+    ]
+    assert tables._p_value(few, many) == "< .001"
+    same = json.loads(json.dumps(shorter))
+    same[0]["new"]["kept"] = many[0]["new"]["kept"]
+    assert tables._p_value(same, many) != "< .001"
