@@ -41,6 +41,7 @@ def main(
         f"data.source={catalogue}",
         f"data.cache_dir={out / 'latents'}",
         f"train.steps={steps}",
+        "train.channels_last=true",
         f"train.preview_every={steps}",
         "run.audit.pictures=16",
     ]

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 from .catalogue import PICTURES
 from .starts import STARTS
-from .trainings import PICTURE_COUNTS, RANGES, RANKS, SHORT_STEPS, STEP_COUNTS, TRAININGS
+from .trainings import ALTERNATIVES, PICTURE_COUNTS, RANGES, RANKS, SHORT_STEPS, STEP_COUNTS, TRAININGS
+
+RESCALED = "rescale="
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,7 @@ class Cell:
     """One training drawn from one start, by DDIM with 20 steps and guidance 2 unless said otherwise.
 
     start: of STARTS; `another's mean` is the next class's, `ground truth` a real picture of the very product.
+    spacing: of the timesteps, None for the checkpoint's own; rescale: diffusers' `guidance_rescale`.
     """
 
     training: str
@@ -23,6 +26,8 @@ class Cell:
     scheduler: str = "DDIMScheduler"
     steps: int = 20
     guidance_scale: float = 2.0
+    spacing: str | None = None
+    rescale: float = 0.0
 
     @property
     def name(self) -> str:
@@ -37,8 +42,13 @@ class Cell:
 
     @property
     def sampler(self) -> str:
-        """Scheduler, steps and guidance."""
-        return f"{self.scheduler} {self.steps} {self.guidance_scale:g}"
+        """Scheduler, steps, guidance, and what else is set."""
+        told = f"{self.scheduler} {self.steps} {self.guidance_scale:g}"
+        return " ".join([told, *([self.spacing] if self.spacing else []), *self._told_rescale])
+
+    @property
+    def _told_rescale(self) -> list[str]:
+        return [f"{RESCALED}{self.rescale:g}"] if self.rescale else []
 
     @property
     def is_usual(self) -> bool:
@@ -52,8 +62,13 @@ class Cell:
             case [training, start, seed] if training in TRAININGS and start in STARTS and seed.isdigit():
                 return cls(training, start, int(seed))
             case [training, start, seed, sampler] if training in TRAININGS and start in STARTS:
-                scheduler, steps, guidance_scale = sampler.split()
-                return cls(training, start, int(seed), scheduler, int(steps), float(guidance_scale))
+                scheduler, steps, guidance_scale, *others = sampler.split()
+                rescale = [float(told.removeprefix(RESCALED)) for told in others if told.startswith(RESCALED)]
+                spacing = [told for told in others if not told.startswith(RESCALED)]
+                return cls(
+                    training, start, int(seed), scheduler, int(steps), float(guidance_scale),
+                    spacing=spacing[0] if spacing else None, rescale=rescale[0] if rescale else 0.0,
+                )  # fmt: skip
         raise ValueError(
             f"cell must be TRAINING / START / SEED, with TRAINING of {', '.join(TRAININGS)} and START of "
             f"{', '.join(STARTS)}, got {name!r}"
@@ -100,8 +115,10 @@ TABLES = {
         "Plain and offset training, by start",
         _cells(
             *(("plain", start) for start in FOUR),
+            *(("plain, same timesteps", start) for start in FOUR[:2]),
             *(("offset", start) for start in FOUR),
             *((f"offset PCA-{components}", f"PCA-{components}") for components in (1, 3, 8)),
+            ("plain", "text PCA-8"),
             ("offset text PCA-8", "text PCA-8"),
             ("offset", "another's mean"),
             ("smaller a_T", "pure noise"),
@@ -111,16 +128,12 @@ TABLES = {
     ),
     "alternatives": Comparison(
         "Offset training and what people use instead",
-        _cells(
-            ("plain", "pure noise"),
-            ("noise offset", "pure noise"),
-            ("input perturbation", "pure noise"),
-            ("multi-resolution noise", "pure noise"),
-            ("zero terminal SNR", "pure noise"),
-            ("plain", "DCT 4 x 4"),
-            ("plain", "class mean"),
-            ("offset", "class mean"),
-        ),
+        [
+            *_cells(*((training, "pure noise") for training in ("plain", *ALTERNATIVES))),
+            Cell("zero terminal SNR", "pure noise", rescale=0.7),
+            Cell("plain", "pure noise", spacing="trailing"),
+            *_cells(("plain", "DCT 4 x 4"), ("plain", "class mean"), ("offset", "class mean")),
+        ],
         seeds=(0, 1, 2),
         pictures=PICTURES,
     ),
@@ -155,6 +168,6 @@ TABLES = {
         "A ControlNet that is shown the product, on the frozen UNet",
         _cells(*((f"{kind} ControlNet", start) for kind, start in BOTH)),
         reference=Cell("offset ControlNet", "class mean"),
-        pictures=3 * FEW,  # three noises a control
+        pictures=3 * FEW,  # three noises a control for each product of the catalogue
     ),
 }

@@ -50,8 +50,9 @@ def _drawn(cell: Cell, chosen: list[int], *, work: Path) -> np.ndarray:
             [products[row].words() for row in rows],
             images=conditions and conditions[batch],
             indices=rows,
-            sampler=Sampler(cell.scheduler, cell.steps),
+            sampler=Sampler(cell.scheduler, cell.steps, cell.spacing),
             guidance_scale=cell.guidance_scale,
+            guidance_rescale=cell.rescale,
             batch_size=BATCH,
             **({} if x_start is None else {"x_start": x_start[rows]}),
         )

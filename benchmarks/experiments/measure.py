@@ -63,8 +63,9 @@ def _add(name: str, pictures: np.ndarray, *, work: Path) -> dict[str, Any]:
 
 
 def _judged(pictures: np.ndarray, products: Sequence[Product], *, limits: Limits) -> dict[str, Any]:
-    """Rates in [0, 1]; `agreement`: mean probability of the kind and colour asked for; `kept` and `right`:
-    which pictures passed the audit, and which show that kind in that colour, as bits in hexadecimal."""
+    """Rates in [0, 1]; `agreement`: mean probability of the kind and colour asked for; in hexadecimal `kept`
+    and `right`: which pictures passed the audit, and which show that kind in that colour, as bits;
+    `agreed`: the probability of each in 255ths."""
     report = audit(
         [Image.fromarray(picture) for picture in pictures],
         limits=limits,
@@ -78,16 +79,16 @@ def _judged(pictures: np.ndarray, products: Sequence[Product], *, limits: Limits
         "class right": round(float(kind.mean()), 4),
         "colour right": round(float(colour.mean()), 4),
         "agreement": round(float(agreement.mean()), 4),
-        "agreement error": round(float(agreement.std(ddof=1) / len(agreement) ** 0.5), 4),
         "kept": np.packbits(report.passed).tobytes().hex(),
         "right": np.packbits(kind & colour).tobytes().hex(),
+        "agreed": (255 * agreement).round().astype(np.uint8).tobytes().hex(),
     }
 
 
-def bits(line: dict[str, Any], prompts: str, key: str) -> np.ndarray:
-    """The pictures of a set that were `kept` or `right`, (n,) bool."""
+def values(line: dict[str, Any], prompts: str, key: str) -> np.ndarray:
+    """`kept`, `right` or `agreed` of each picture of a set, (n,) float64 in [0, 1]."""
     packed = np.frombuffer(bytes.fromhex(line[prompts][key]), dtype=np.uint8)
-    return np.unpackbits(packed, count=line[prompts]["n"]).astype(bool)
+    return packed / 255 if key == "agreed" else np.unpackbits(packed, count=line[prompts]["n"]).astype(float)
 
 
 @torch.no_grad()

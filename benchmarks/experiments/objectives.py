@@ -17,12 +17,22 @@ from torch import Tensor
 Objective = Callable[..., tuple[Tensor, Tensor]]
 
 
-def noise_offset(
+def same_timesteps(
     x_0: Tensor, x_start: Tensor, noise: Tensor, timesteps: Tensor, **schedule: Any
 ) -> tuple[Tensor, Tensor]:
-    """The noise with .1 of a value a channel on top, as diffusers' `--noise_offset 0.1`."""
+    """The plain objective, in a training that draws its timesteps as offset training does."""
+    return offset_target(x_0, x_0, noise, timesteps, **schedule)
+
+
+def noise_offset(
+    x_0: Tensor, x_start: Tensor, noise: Tensor, timesteps: Tensor, *, strength: float, **schedule: Any
+) -> tuple[Tensor, Tensor]:
+    """The noise with so much of a value a channel on top, as diffusers' `--noise_offset`.
+
+    Of H x W latents it makes the noise's mean sqrt(1 + strength^2 H W) times as wide.
+    """
     shift = torch.randn(*noise.shape[:2], 1, 1, device=noise.device)
-    return offset_target(x_0, x_start, noise + 0.1 * shift, timesteps, **schedule)
+    return offset_target(x_0, x_start, noise + strength * shift, timesteps, **schedule)
 
 
 def input_perturbation(
@@ -35,13 +45,21 @@ def input_perturbation(
 
 
 def multi_resolution(
-    x_0: Tensor, x_start: Tensor, noise: Tensor, timesteps: Tensor, **schedule: Any
+    x_0: Tensor, x_start: Tensor, noise: Tensor, timesteps: Tensor, *, discount: float, **schedule: Any
 ) -> tuple[Tensor, Tensor]:
-    """Noise of ever coarser grids on top, each .3 as strong as the one before, scaled back to deviation 1."""
-    size = (int(noise.shape[-2]), int(noise.shape[-1]))
-    layered, shrunk, weight = noise, size, 1.0
-    while min(shrunk) > 1:
-        shrunk, weight = (shrunk[0] // 2, shrunk[1] // 2), 0.3 * weight
-        coarse = torch.randn(*noise.shape[:2], *shrunk, device=noise.device)
-        layered = layered + weight * F.interpolate(coarse, size=size, mode="bilinear")
+    """Pyramid noise: noise of ever coarser grids on top, each `discount` as strong, scaled to deviation 1.
+
+    As trainers have it: layer i, of at most ten, has sides r^i times shorter with an r from 2 to 4 of its own
+    draw, the first is as fine as the noise, the last one value wide.
+    """
+    height, width = noise.shape[-2:]
+    layered, i, coarse = noise, 0, (int(height), int(width))
+    while i < 10:
+        layer = torch.randn(*noise.shape[:2], *coarse, device=noise.device)
+        layered = layered + discount**i * F.interpolate(layer, size=(height, width), mode="bilinear")
+        if min(coarse) == 1:
+            break
+        i += 1
+        shrink = float(2 + 2 * torch.rand(())) ** i
+        coarse = (max(1, int(height / shrink)), max(1, int(width / shrink)))
     return offset_target(x_0, x_start, layered / layered.std(), timesteps, **schedule)

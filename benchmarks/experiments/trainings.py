@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onbrand.train.run import run_training
 from rich.console import Console
 
 from .catalogue import catalogue_folder
-from .objectives import Objective, input_perturbation, multi_resolution, noise_offset
+from .objectives import Objective, input_perturbation, multi_resolution, noise_offset, same_timesteps
 
 PICTURES = 2000
 RECIPE = (
@@ -74,16 +75,24 @@ ZERO_SNR = (
 # d * alphas_cumprod[-1] = 1 with d = 1024, found by bisection of beta_end at the tiny base's beta_start
 SMALL_LAST_ALPHA = (("beta_end", 0.016134),)
 
+ALTERNATIVES = {
+    # diffusers' .1, and what widens the mean of 16 x 16 latents as much as that does at 64 x 64
+    **{f"noise offset {s}": Training(PLAIN, partial(noise_offset, strength=s)) for s in (0.1, 0.4)},
+    "input perturbation": Training(PLAIN, input_perturbation),
+    **{
+        f"multi-resolution noise {d}": Training(PLAIN, partial(multi_resolution, discount=d))
+        for d in (0.3, 0.8)
+    },
+    "zero terminal SNR": Training(PLAIN, schedule=ZERO_SNR),
+}  # fmt: skip
 TRAININGS = {
     "plain": Training(PLAIN),
     "offset": Training(),
     **{f"offset PCA-{n}": Training((f"start.components={n}",)) for n in (1, 3, 8)},
     "offset text PCA-8": Training(("start.family=text", "start.components=8")),
     "smaller a_T": Training(PLAIN, schedule=SMALL_LAST_ALPHA),
-    "noise offset": Training(PLAIN, noise_offset),
-    "input perturbation": Training(PLAIN, input_perturbation),
-    "multi-resolution noise": Training(PLAIN, multi_resolution),
-    "zero terminal SNR": Training(PLAIN, schedule=ZERO_SNR),
+    "plain, same timesteps": Training(objective=same_timesteps),
+    **ALTERNATIVES,
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
        for n in RANKS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)

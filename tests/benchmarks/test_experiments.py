@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,11 @@ def batch(count: int = 64) -> tuple[torch.Tensor, ...]:
     return x_0, x_0, noise, torch.arange(count) % 64 * 10 + 300
 
 
-@pytest.mark.parametrize("objective", [objectives.noise_offset, objectives.multi_resolution])
+NOISE_OFFSET = partial(objectives.noise_offset, strength=0.1)
+PYRAMID = partial(objectives.multi_resolution, discount=0.3)
+
+
+@pytest.mark.parametrize("objective", [NOISE_OFFSET, PYRAMID])
 def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: objectives.Objective) -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch()
@@ -41,7 +46,7 @@ def test_a_shifted_noise_is_the_target_of_what_it_noised(objective: objectives.O
 def test_the_noise_offset_is_a_tenth_a_channel() -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch(512)
-    _, target = objectives.noise_offset(x_0, x_start, noise, timesteps, **SCHEDULE)
+    _, target = NOISE_OFFSET(x_0, x_start, noise, timesteps, **SCHEDULE)
     shift = target - noise
     assert torch.allclose(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift), atol=1e-6)
     assert shift[..., 0, 0].std().item() == pytest.approx(0.1, rel=0.05)
@@ -50,10 +55,20 @@ def test_the_noise_offset_is_a_tenth_a_channel() -> None:
 def test_multi_resolution_noise_keeps_its_deviation_and_is_smoother() -> None:
     torch.manual_seed(0)
     x_0, x_start, noise, timesteps = batch(512)
-    _, target = objectives.multi_resolution(x_0, x_start, noise, timesteps, **SCHEDULE)
+    _, target = PYRAMID(x_0, x_start, noise, timesteps, **SCHEDULE)
     assert target.std().item() == pytest.approx(1, abs=1e-3)
     assert target.diff(dim=-1).std() < noise.diff(dim=-1).std()
     assert target.mean(dim=(2, 3)).std() > 1.15 * noise.mean(dim=(2, 3)).std()
+    _, stronger = objectives.multi_resolution(x_0, x_start, noise, timesteps, discount=0.8, **SCHEDULE)
+    assert stronger.mean(dim=(2, 3)).std() > 3 * noise.mean(dim=(2, 3)).std()
+
+
+def test_the_plain_objective_can_have_the_timesteps_of_offset_training() -> None:
+    x_0, x_start, noise, timesteps = batch()
+    late = {**SCHEDULE, "offset_from": 0}
+    noisy_latents, target = objectives.same_timesteps(x_0, x_start + 1, noise, timesteps, **late)
+    assert torch.equal(noisy_latents, SCHEDULER.add_noise(x_0, noise, timesteps))
+    assert torch.allclose(target, noise, atol=1e-5)
 
 
 def test_input_perturbation_noises_more_than_the_target_says() -> None:
@@ -124,6 +139,9 @@ def test_every_cell_is_found_by_its_name() -> None:
             assert Cell.named(cell.name) == cell
     other = Cell("plain", "class mean", 1, "EulerDiscreteScheduler", 30, 7.5)
     assert Cell.named(other.name) == other
+    spaced = Cell("plain", "class mean", 1, spacing="trailing", rescale=0.7)
+    assert Cell.named(spaced.name) == spaced
+    assert spaced.name == "plain / class mean / 1 / DDIMScheduler 20 2 trailing rescale=0.7"
 
 
 @pytest.mark.parametrize("name", ["offset / class mean", "offset / nowhere / 0", "none / class mean / 0"])
@@ -168,9 +186,11 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_line_keeps_which_pictures_passed(lines: Path) -> None:
     found = measure.results()["plain / pure noise / 0"]
-    kept = measure.bits(found, "catalogue", "kept")
-    assert kept[:5].all()
-    assert not kept[5:].any()
+    kept = measure.values(found, "catalogue", "kept")
+    assert kept.tolist() == [1] * 5 + [0] * 15
+    agreed = measure.values(found, "catalogue", "agreed")
+    assert agreed.mean() == pytest.approx(found["catalogue"]["agreement"], abs=0.005)
+    assert agreed[:5].min() > 0.8
     assert found["catalogue"]["pass"] == kept.mean() == 0.25
     assert found["new"]["pass"] == 0
 
@@ -179,26 +199,53 @@ def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
     rows = [Cell("plain", "pure noise"), Cell("plain", "class mean"), Cell("offset", "class mean")]
     table = tables.table_of(Comparison("few", rows))
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
-    assert cells[1][:4] == ("plain", "pure noise", "1", "25.0 ± 9.7 %")
+    assert cells[1][:4] == ("plain", "pure noise", "1", "25.0 ± 9.9 %")
     assert cells[1][-1] == "< .001"
     assert cells[2][:3] == ("plain", "class mean", "none")
     assert cells[3][4] == "1.000 ± " + cells[3][4].split("± ")[1]
     lines_of = tables.in_markdown(table=tables.table_of(Comparison("few", rows))).splitlines()
     assert lines_of[0].startswith("| trained | started from | seeds | on brand, catalogue |")
-    assert lines_of[3].startswith("| plain | pure noise | 1 | 25.0 ± 9.7 % |")
+    assert lines_of[3].startswith("| plain | pure noise | 1 | 25.0 ± 9.9 % |")
     assert {line.count("|") for line in lines_of} == {lines_of[0].count("|")}
 
 
-def test_a_smaller_cell_is_tested_on_the_pictures_it_has(lines: Path) -> None:
-    few = [measure.results()["offset / class mean / 0"]]
-    many = [measure.results()["plain / pure noise / 0"]]
-    shorter = [
-        {
-            "cell": "offset / class mean / 0",
-            **{prompts: few[0][prompts] | {"n": 5} for prompts in catalogue.SETS},
-        }
-    ]
-    assert tables._p_value(few, many) == "< .001"
-    same = json.loads(json.dumps(shorter))
-    same[0]["new"]["kept"] = many[0]["new"]["kept"]
-    assert tables._p_value(same, many) != "< .001"
+def line(*, kept: dict[str, list[int]], seed: int) -> dict:
+    """A cell's line with the same pictures kept, right and agreed with."""
+    sets = {}
+    for prompts, pictures in kept.items():
+        bits = np.packbits(pictures).tobytes().hex()
+        agreed = np.array(pictures, dtype=np.uint8) * 255
+        sets[prompts] = {"n": len(pictures), "kept": bits, "right": bits, "agreed": agreed.tobytes().hex()}
+    return {"cell": f"offset / class mean / {seed}", **sets}
+
+
+def written(lines: list[dict]) -> dict[int, tables.Line]:
+    """As the tables read them."""
+    return {
+        seed: {prompts: tables._of_products(line, prompts, 768) for prompts in catalogue.SETS}
+        for seed, line in enumerate(lines)
+    }
+
+
+def test_the_pictures_of_a_product_count_as_one() -> None:
+    """Half of 48 products fail, 16 times each: the error is of 48, not of 768."""
+    kept = {"catalogue": [1] * 192, "new": [i % 48 < 24 for i in range(768)]}
+    (found,) = written([line(kept=kept, seed=0)]).values()
+    columns = tables._columns([found], found)
+    assert columns[3] == "50.0 ± 7.3 %"
+
+
+def test_several_seeds_are_tested_over_seeds() -> None:
+    def of(*rates: int) -> dict[int, tables.Line]:
+        kept = [[i < rate for i in range(192)] for rate in rates]
+        return written([line(kept={"catalogue": k, "new": k[:48]}, seed=i) for i, k in enumerate(kept)])
+
+    assert tables._p_value(of(100), of(140)) == "< .001"
+    assert float(tables._p_value(of(100, 139), of(140, 140))) > 0.3
+    assert tables._p_value(of(100, 90, 95), of(140, 131, 134)) == "< .001"
+
+
+def test_a_table_has_the_pictures_that_every_row_has(lines: Path) -> None:
+    first_five = Comparison("few", [Cell("plain", "pure noise")], pictures=5)
+    rows = list(tables.table_of(first_five).columns[3].cells)
+    assert rows == ["100.0 ± 0.0 %", "100.0 ± 0.0 %"]
