@@ -6,6 +6,7 @@ pixels: image folders, parquet files or hub ids, as `onbrand train` takes them. 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 from ..data.catalogue import Catalogue, load_catalogue
 from ..data.transform import ImageTransform
+from ..evaluation.limits import write_json
 from . import base as base_stage
 from . import vae as vae_stage
 from .build import build_base
@@ -31,7 +33,11 @@ def photo_base(
     vae_steps: int = vae_stage.STEPS,
     base_steps: int = base_stage.STEPS,
 ) -> None:
-    """Trains a base on all pictures of the catalogues, cropped to squares, and on each of them mirrored."""
+    """Trains a base on all pictures of the catalogues, cropped to squares, and on each of them mirrored.
+
+    Raises ValueError on a WORK that was begun with other catalogues.
+    """
+    _check_same(photos, work=work)
     catalogues = [load_catalogue(source) for source in photos]
     captions = [caption for catalogue in catalogues for caption in catalogue.captions]
     pictures = _pixels(catalogues, work=work)
@@ -56,6 +62,17 @@ def frequent_words(captions: list[str]) -> list[str]:
     return [word for word, _ in counts.most_common(VOCABULARY)]
 
 
+def _check_same(photos: list[str], *, work: Path) -> None:
+    """What WORK keeps is of these catalogues."""
+    file = work / "photos.json"
+    if not file.exists():
+        write_json(photos, file)
+    if (begun := json.loads(file.read_text())) != photos:
+        raise ValueError(
+            f"photos must be those that {work} was begun with, {', '.join(begun)}, got {', '.join(photos)}"
+        )
+
+
 def _pixels(catalogues: list[Catalogue], *, work: Path) -> np.ndarray:
     """(N, 64, 64, 3) uint8, the middle square of each picture; kept in WORK."""
     file = work / "photos.npy"
@@ -68,7 +85,6 @@ def _pixels(catalogues: list[Catalogue], *, work: Path) -> np.ndarray:
                 for i in range(len(catalogue))
             ]
         )
-        work.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"partial-{file.name}")
         np.save(beside, pixels)
         beside.replace(file)

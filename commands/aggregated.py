@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..inference.aggregation.pipeline import AggregatedPipeline
 from ..inference.generate import batch_of, build_sampler
-from ..inference.load import load_pipeline
+from ..inference.load import load_pipeline, to_draw
 from ..train.models import resolve_base
 from .coupled import initializer_of
 from .recipes import start_digest, weights_digest
@@ -36,7 +36,7 @@ def aggregate_of(
         if request.offload:
             other.enable_model_cpu_offload(device=device)
         else:
-            other.to(device)
+            to_draw(other, device)
     size = settled.latent_size(pipeline)
     starts = [_start(other, request) for other in others]
     told = [

@@ -167,12 +167,12 @@ def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
     from rich.progress import Progress
 
     from ..evaluation.audit_page import EXAMPLES
-    from ..inference.load import load_pipeline
+    from ..inference.load import load_pipeline, to_draw
     from ..train.draw import decode_rows, round_robin
     from ..train.judge import audit_model, fix_limits
     from ..train.prepare import encode_part, latents_folder, split_catalogue
 
-    pipeline = load_pipeline(subject).to(best_device())
+    pipeline = to_draw(load_pipeline(subject), best_device())
     config = config_of(
         asked.overrides,
         data={"source": asked.against, **framing_of(pipeline)},

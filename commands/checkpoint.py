@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from ..export.lora import check_lora_fits, read_tensors
 from ..inference.choice import resolve_classes
 from ..inference.generate import build_sampler
-from ..inference.load import load_pipeline
+from ..inference.load import load_pipeline, to_draw
 from ..inference.sampler_names import find_sampler
 from ..inference.start import start_share
 from ..pca import ANY_CLASS, Sampler, StartDistribution
@@ -181,7 +181,7 @@ def open_pipeline(path: str | Path, request: Request, *, device: torch.device) -
     if request.offload:
         pipeline.enable_model_cpu_offload(device=device)
     else:
-        pipeline.to(device)
+        to_draw(pipeline, device)
     return pipeline, weights
 
 

@@ -67,7 +67,7 @@ def compare(
     from rich.table import Table
 
     from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
-    from ..inference.load import load_pipeline
+    from ..inference.load import load_pipeline, to_draw
     from ..train.models import resolve_base
 
     if pictures < 2 * NOISES:
@@ -84,7 +84,7 @@ def compare(
         bar = progress.add_task("drawing", total=len(models) * len(asked) * NOISES)
         for name, pipeline in models.items():
             drawn[name] = _draw(
-                pipeline.to(best_device()), asked, steps=steps, guidance=guidance, seed=seed,
+                to_draw(pipeline, best_device()), asked, steps=steps, guidance=guidance, seed=seed,
                 advance=lambda done: progress.advance(bar, done),
             )  # fmt: skip
     describe = _descriptor(descriptor, drawn[first])

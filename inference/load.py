@@ -55,6 +55,20 @@ def load_pipeline(
         ) from error
 
 
+def to_draw(pipeline: Any, device: torch.device | str) -> Any:
+    """Moves a pipeline to the device that draws, and on a CPU lays its weights out channels-last.
+
+    That layout draws the same but for rounding, in half the time (docs/results.md). Weights in it cannot be
+    saved.
+    """
+    pipeline.to(device)
+    if pipeline.device.type == "cpu":
+        for name in ("unet", "controlnet", "vae"):
+            if hasattr(pipeline, name):
+                getattr(pipeline, name).to(memory_format=torch.channels_last)
+    return pipeline
+
+
 def _from_file(file: Path, *, config: str | Path | None, plain: bool, **dtype: torch.dtype) -> Any:
     architecture = {} if config is None else {"config": str(config)}
     try:

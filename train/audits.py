@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from ..evaluation import AuditReport, Limits, compare_table
 from ..evaluation.audit_page import write_audit_page
-from ..inference.load import load_pipeline
+from ..inference.load import load_pipeline, to_draw
 from .judge import Audited, audit_file, audit_held_out, audit_model, fix_limits, save_audit, side_by_side
 from .metrics import read_metrics
 from .models import load_base
@@ -37,7 +37,7 @@ def audit_run(stage: Stage, prepared: Prepared) -> None:
     def drawn(pipeline: Any, how: str) -> Audited:
         pipeline.safety_checker = None  # a picture it blackens says nothing about the brand
         return audit_model(
-            pipeline.to(stage.accelerator.device),
+            to_draw(pipeline, stage.accelerator.device),
             prepared.held_out,
             limits=limits,
             start=how,

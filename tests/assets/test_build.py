@@ -39,6 +39,8 @@ def test_photographs_of_any_size_make_a_base_that_knows_their_words(tmp_path: Pa
     assert len(pipeline.tokenizer("golden delicious").input_ids) == 4
     assert np.load(tmp_path / "work" / "photos.npy").shape == (128, 64, 64, 3)
     assert json.loads((out / "training" / "history.json").read_text())["pictures"] == 128
+    with pytest.raises(ValueError, match=r"photos must be those that .*work was begun with, "):
+        photo_base([str(folder)], tmp_path / "work", out, vae_steps=2, base_steps=2)
 
 
 @pytest.mark.parametrize("word", WORDS)
