@@ -14,6 +14,7 @@ from onbrand.inference import (
     OffsetStableDiffusionXLPipeline,
     load_pipeline,
 )
+from onbrand.inference.load import to_draw
 from onbrand.pca import StartDistribution, vae_fingerprint
 from safetensors.torch import save_file
 
@@ -241,3 +242,10 @@ def test_no_path_of_the_machine_that_saved_it_is_in_a_folder(checkpoint, tmp_pat
     load_pipeline(checkpoint).save_pretrained(tmp_path)
     for file in (tmp_path / "model_index.json", *tmp_path.glob("*/config.json")):
         assert "_name_or_path" not in json.loads(file.read_text()), file
+
+
+def test_a_pipeline_ready_to_draw_draws_the_same(checkpoint):
+    plain, ready = load_pipeline(checkpoint), to_draw(load_pipeline(checkpoint), "cpu")
+    for convolution in (ready.unet.conv_in, ready.vae.decoder.conv_in):
+        assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+    assert np.abs(picture(ready) - picture(plain)).max() < 1e-3
