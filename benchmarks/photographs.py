@@ -2,13 +2,15 @@
 
 BASE is a base trained on photographs (`python -m onbrand.assets.photo_base`), CATALOGUE a catalogue with a
 look. Fine-tunes the base on it twice, plainly and from the start distribution, with the same steps and seeds;
-draws the same held-out captions with the same noises from each; prints how many pictures keep each rule, and
-writes photographs.jpg with the pictures side by side. Finished runs are not repeated.
+draws the same captions, held out and of the catalogue, with the same noises from each; prints how many
+pictures keep each rule, and writes photographs.jpg with those of held-out captions. Finished runs are not
+repeated.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -16,7 +18,8 @@ from onbrand.configs import load_config
 from onbrand.configs.schema import Config
 from onbrand.evaluation import Limits
 from onbrand.evaluation.audit import compare_table
-from onbrand.inference.load import load_pipeline
+from onbrand.evaluation.paired import compare
+from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.train.draw import round_robin
 from onbrand.train.judge import Audited, audit_held_out, audit_model, side_by_side
 from onbrand.train.prepare import Prepared, prepare, split_catalogue
@@ -25,6 +28,7 @@ from onbrand.train.start import offset_start
 from rich.console import Console
 
 PLAIN = ("start.enabled=false", "start.emphasis=null")
+PLAIN_MEAN, OFFSET_MEAN = "plain, class mean", "offset, class mean"
 SHOWN = 8
 
 
@@ -51,20 +55,39 @@ def main(
         run_training(config, console=Console())
     limits = Limits.load(runs["offset"] / "limits.json")
     pipeline = load_pipeline(runs["offset"] / "model")
-    part = _prepared(config, pipeline).held_out
-    audited = {"held-out catalogue": audit_held_out(part, pipeline.vae, limits=limits)}
+    parts = _prepared(config, pipeline)
     settings = config.run.audit.model_copy(update={"pictures": pictures})
-    drawn = {
+    models = {
         "base": (base, "none"),
         "plain, pure noise": (runs["plain"] / "model", "none"),
-        "plain, class mean": (runs["plain"] / "model", "mean"),
-        "offset, class mean": (runs["offset"] / "model", "mean"),
+        PLAIN_MEAN: (runs["plain"] / "model", "mean"),
+        OFFSET_MEAN: (runs["offset"] / "model", "mean"),
     }
-    for name, (model, start) in drawn.items():
-        pipeline = load_pipeline(model)
-        audited[name] = audit_model(pipeline, part, limits=limits, start=start, settings=settings, seed=1)
-    Console().print(compare_table({name: found.report for name, found in audited.items()}))
-    _sheet(audited, part).save(out / "photographs.jpg", quality=92)
+    for title, part in {
+        "captions held out": parts.held_out,
+        "captions of the catalogue": parts.train,
+    }.items():
+        audited = {"real pictures": audit_held_out(part, pipeline.vae, limits=limits)}
+        for name, (model, start) in models.items():
+            drawing = to_draw(load_pipeline(model), "cpu")
+            audited[name] = audit_model(drawing, part, limits=limits, start=start, settings=settings, seed=1)
+        table = compare_table({name: found.report for name, found in audited.items()}, title=title)
+        test = compare(*(_rates(audited[name]) for name in (OFFSET_MEAN, PLAIN_MEAN)))
+        Console().print(
+            table,
+            f"{OFFSET_MEAN} less {PLAIN_MEAN}: {100 * test.difference:.1f} ± {100 * test.standard_error:.1f} "
+            f"points over {test.n} captions, p {test.p_value:.3f}",
+        )
+        if part is parts.held_out:
+            _sheet(audited, part).save(out / "photographs.jpg", quality=92)
+
+
+def _rates(found: Audited) -> list[float]:
+    """The pass rate of each caption, in the order of the captions."""
+    kept: dict[str, list[bool]] = {caption: [] for caption in sorted(found.prompts)}
+    for caption, passed in zip(found.prompts, found.report.passed, strict=True):
+        kept[caption].append(passed)
+    return [fmean(passed) for passed in kept.values()]
 
 
 def _prepared(config: Config, pipeline: object) -> Prepared:
