@@ -162,7 +162,10 @@ TABLES = {
     ),
     "guidance": Comparison(
         "Guidance",
-        [Cell(*row, guidance_scale=scale) for row in BOTH for scale in (1.0, 2.0, 3.0, 5.0, 7.5)],
+        [
+            *(Cell(*row, guidance_scale=scale) for row in BOTH for scale in (1.0, 2.0, 3.0, 5.0, 7.5)),
+            *(Cell(*BOTH[1], guidance_scale=scale, rescale=0.7) for scale in (5.0, 7.5)),
+        ],
     ),
     "controlnet": Comparison(
         "A ControlNet that is shown the product, on the frozen UNet",
