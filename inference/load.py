@@ -58,8 +58,8 @@ def load_pipeline(
 def to_draw(pipeline: Any, device: torch.device | str) -> Any:
     """Moves a pipeline to the device that draws, and on a CPU lays its weights out channels-last.
 
-    That layout draws the same but for rounding, in half the time (docs/results.md). Weights in it cannot be
-    saved.
+    That layout draws the same but for rounding, some percent faster (docs/results.md). Weights in it cannot
+    be saved.
     """
     pipeline.to(device)
     if pipeline.device.type == "cpu":

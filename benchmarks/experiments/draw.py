@@ -36,7 +36,7 @@ def pictures_of(cell: Cell, *, pictures: int, work: Path) -> np.ndarray:
 def _drawn(cell: Cell, chosen: list[int], *, work: Path) -> np.ndarray:
     run = trained(cell.training, cell.seed, work=work)
     pipeline = load_pipeline(run / "model", torch_dtype=torch.float32, plain=True)
-    pipeline.unet.to(memory_format=torch.channels_last)  # 1.7 times as fast on a CPU
+    pipeline.unet.to(memory_format=torch.channels_last)
     pipeline.vae.to(memory_format=torch.channels_last)
     products = asked()
     conditions = shown(chosen, work=work) if hasattr(pipeline, "controlnet") else None
