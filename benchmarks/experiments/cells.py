@@ -44,11 +44,9 @@ class Cell:
     def sampler(self) -> str:
         """Scheduler, steps, guidance, and what else is set."""
         told = f"{self.scheduler} {self.steps} {self.guidance_scale:g}"
-        return " ".join([told, *([self.spacing] if self.spacing else []), *self._told_rescale])
-
-    @property
-    def _told_rescale(self) -> list[str]:
-        return [f"{RESCALED}{self.rescale:g}"] if self.rescale else []
+        if self.spacing:
+            told += f" {self.spacing}"
+        return f"{told} {RESCALED}{self.rescale:g}" if self.rescale else told
 
     @property
     def is_usual(self) -> bool:

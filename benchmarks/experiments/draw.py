@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from onbrand.evaluation.look.foreground import product_mask
 from onbrand.inference.generate import generate
-from onbrand.inference.load import load_pipeline
+from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.pca import Sampler
 from PIL import Image
 from rich.progress import track
@@ -35,9 +35,7 @@ def pictures_of(cell: Cell, *, pictures: int, work: Path) -> np.ndarray:
 
 def _drawn(cell: Cell, chosen: list[int], *, work: Path) -> np.ndarray:
     run = trained(cell.training, cell.seed, work=work)
-    pipeline = load_pipeline(run / "model", torch_dtype=torch.float32, plain=True)
-    pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.vae.to(memory_format=torch.channels_last)
+    pipeline = to_draw(load_pipeline(run / "model", torch_dtype=torch.float32, plain=True), "cpu")
     products = asked()
     conditions = shown(chosen, work=work) if hasattr(pipeline, "controlnet") else None
     x_start = x_start_of(cell.start, products, pipeline, training=cell.training, seed=cell.seed, work=work)
