@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,6 +73,13 @@ class Request:
             from .coupled import check_files
 
             check_files(self)
+
+    @functools.cached_property
+    def condition_picture(self) -> Any:
+        """What a ControlNet is shown, in RGB; None where nothing is."""
+        if self.condition is None:
+            return None
+        return open_picture("--condition", self.condition).convert("RGB")
 
     def known(self) -> list[dict[str, Any]]:
         """What is known before the checkpoint is opened of each picture's recipe."""
