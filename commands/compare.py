@@ -63,72 +63,101 @@ def compare(
     Raises ValueError on prompts from nowhere, and on models that cannot draw them.
     """
     console = quiet_console()
-    from rich.progress import Progress
-    from rich.table import Table
-
+    from ..evaluation.compare_page import write_compare_page
     from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
-    from ..inference.load import load_pipeline, to_draw
-    from ..train.models import resolve_base
 
     if pictures < 2 * NOISES:
         raise ValueError(f"--pictures must be at least {2 * NOISES}, got {pictures}")
-    with quiet_log():
-        models = {name: load_pipeline(resolve_base(name)) for name in dict.fromkeys((first, second))}
-    for name, pipeline in models.items():
-        if hasattr(pipeline, "controlnet"):
-            raise ValueError(f"checkpoint must be one without a ControlNet, got {name}")
+    models = _models(first, second)
     shown = None if catalogue is None else _open(catalogue, side=max(models[first]._size(None, None)))
     asked = _asked(models[first], first, shown, prompts=prompts, count=pictures // NOISES)
-    drawn: dict[str, list[Any]] = {}
-    with Progress(console=console, transient=True) as progress, notes_once(console.print):
-        bar = progress.add_task("drawing", total=len(models) * len(asked) * NOISES)
-        for name, pipeline in models.items():
-            drawn[name] = _draw(
-                to_draw(pipeline, best_device()), asked, steps=steps, guidance=guidance, seed=seed,
-                advance=lambda done: progress.advance(bar, done),
-            )  # fmt: skip
+    captions = [f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(NOISES)]
+    drawn = _drawn(models, asked, steps=steps, guidance=guidance, seed=seed, console=console)
     describe = _descriptor(descriptor, drawn[first])
     features = {name: np.asarray(describe(own)) for name, own in drawn.items()}
     ours, theirs = features[first], features[second]
     threshold, why = _threshold(threshold, describe, drawn[first], ours, theirs)
-    found: dict[str, Any] = {"RP": rp_score(ours, theirs, threshold=threshold)}
-    facts = {"prompts": f"{len(asked)}, {NOISES} noises each", "sampler": f"DDIM, {steps} steps, guidance "
-             f"{guidance:g}, seed {seed}", "descriptor": describe.name, "same picture": why}  # fmt: skip
     same = cosines(ours, theirs)
-    captions = [
-        f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(2)
-    ]
+    scores = {"RP": rp_score(ours, theirs, threshold=threshold)}
     sections = _pairs(drawn[first], drawn[second], same, captions, columns=(first, second))
+    facts = {
+        "prompts": f"{len(asked)}, {NOISES} noises each",
+        "sampler": f"DDIM, {steps} steps, guidance {guidance:g}, seed {seed}",
+        "descriptor": describe.name,
+        "same picture": why,
+    }
     if shown is not None:
-        parts = [range(i, min(i + BLOCK, len(shown))) for i in range(0, len(shown), BLOCK)]
-        known = np.concatenate([np.asarray(describe([shown.image(i) for i in part])) for part in parts])
+        known = _features(shown, describe)
         for name, own in features.items():
-            found[f"GL of {name}"] = gl_score(own, known, threshold=threshold)
+            scores[f"GL of {name}"] = gl_score(own, known, threshold=threshold)
             places, best = nearest(own, known, 1)
             sections.append(_nearest(name, drawn[name], shown, places[:, 0], best[:, 0], captions))
         facts["catalogue"] = f"{catalogue}, {len(shown)} pictures"
-    table = Table(title=f"{first} and {second}")
-    for column in ("measure", "value", "95 %", "what it is"):
-        table.add_column(column)
-    for name, score in found.items():
-        low, high = score.interval
-        what = "same noise, same picture" if name == "RP" else "pictures that are none of the catalogue's"
-        value = f"{score.value:.3f} ± {score.standard_error:.3f}"
-        table.add_row(name, value, f"{low:.3f} to {high:.3f}", what)
-        facts[name] = f"{score}, 95 % {low:.3f} to {high:.3f}"
+    for name, score in scores.items():
+        facts[name] = f"{score}, 95 % {_interval(score)}"
     output.mkdir(parents=True, exist_ok=True)
-    from ..evaluation.compare_page import write_compare_page
-
+    title = f"{first} and {second}"
     page = write_compare_page(
-        output / "compare.html", title=f"{first} and {second}", verdict=_verdict(found), facts=facts,
-        sections=sections,
-    )  # fmt: skip
-    told = {name: asdict(score) for name, score in found.items()}
+        output / "compare.html", title=title, verdict=_verdict(scores), facts=facts, sections=sections
+    )
+    told = {name: asdict(score) for name, score in scores.items()}
     report = {"first": first, "second": second, "facts": facts, "scores": told, "cosines": same.tolist()}
     (output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
-    console.print(table)
+    console.print(_table(scores, title=title))
     console.print(f"{why}\n[bold]page[/]  {page}", soft_wrap=True)
     return page
+
+
+def _models(*names: str) -> dict[str, Any]:
+    """The checkpoints by name, one that is named twice once."""
+    from ..inference.load import load_pipeline
+    from ..train.models import resolve_base
+
+    with quiet_log():
+        models = {name: load_pipeline(resolve_base(name)) for name in dict.fromkeys(names)}
+    for name, pipeline in models.items():
+        if hasattr(pipeline, "controlnet"):
+            raise ValueError(f"checkpoint must be one without a ControlNet, got {name}")
+    return models
+
+
+def _drawn(models: dict[str, Any], asked: list[Asked], *, console: Any, **how: Any) -> dict[str, list[Any]]:
+    """What each model draws of all prompts, from the same noises."""
+    from rich.progress import Progress
+
+    from ..inference.load import to_draw
+
+    with Progress(console=console, transient=True) as progress, notes_once(console.print):
+        bar = progress.add_task("drawing", total=len(models) * len(asked) * NOISES)
+        return {
+            name: _draw(
+                to_draw(pipeline, best_device()), asked, advance=lambda n: progress.advance(bar, n), **how
+            )
+            for name, pipeline in models.items()
+        }
+
+
+def _features(shown: Shown, describe: Any) -> np.ndarray:
+    """Of a catalogue's pictures, (pictures, dimensions), read a block at a time."""
+    blocks = [range(i, min(i + BLOCK, len(shown))) for i in range(0, len(shown), BLOCK)]
+    return np.concatenate([np.asarray(describe([shown.image(i) for i in block])) for block in blocks])
+
+
+def _table(scores: dict[str, Any], *, title: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("measure", "value", "95 %", "what it is"):
+        table.add_column(column)
+    for name, score in scores.items():
+        what = "same noise, same picture" if name == "RP" else "pictures that are none of the catalogue's"
+        table.add_row(name, f"{score.value:.3f} ± {score.standard_error:.3f}", _interval(score), what)
+    return table
+
+
+def _interval(score: Any) -> str:
+    low, high = score.interval
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _open(catalogue: str, *, side: int) -> Any:
