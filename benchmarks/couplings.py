@@ -7,28 +7,17 @@ repetitions, and prints their ratio. The gallery ends at the latents: decoding w
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
 from diffusers import StableDiffusionPipeline
+from onbrand.benchmarks.timing import median_ms
 from onbrand.inference.couplings import Antithetic, Band, Identical, Independent, Mask, OnSubspace, Repulsive
 from onbrand.train.models import TINY_BASE
 from rich.console import Console
 from rich.table import Table
 
 SIZES = {"Stable Diffusion": 64, "SDXL": 128}
-
-
-def median_ms(run: Callable[[], object], *, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[len(times) // 5 :])
 
 
 def couplings_at(size: int) -> dict[str, object]:

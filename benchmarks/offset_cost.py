@@ -6,12 +6,10 @@ base at batch 32 in one run, medians over many repetitions, and prints their rat
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from onbrand.benchmarks.timing import median_ms
 from onbrand.configs.schema import ModelConfig
 from onbrand.data.studio import CLASSES
 from onbrand.inference.text import tokenize
@@ -22,15 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 BATCH, OFFSET_FROM = 32, 941
-
-
-def median_ms(run: Callable[[], object], *, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[len(times) // 5 :])
 
 
 def main(components: list[int]) -> None:

@@ -8,12 +8,10 @@ added code is timed alone.
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import torch
+from onbrand.benchmarks.timing import median_ms
 from onbrand.data.studio import CLASSES
 from onbrand.inference import OffsetStableDiffusionPipeline
 from onbrand.inference.choice import StartChoice
@@ -24,15 +22,6 @@ from rich.table import Table
 
 PROMPT, CHOICE = "a red striped mug", StartChoice(class_name=CLASSES[0])
 BATCHES, STABLE_DIFFUSION = (1, 8), 64
-
-
-def median_ms(run: Callable[[], object], *, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[len(times) // 5 :])
 
 
 def made_up_start(size: int) -> StartDistribution:

@@ -71,7 +71,9 @@ def compare(
     models = _models(first, second)
     shown = None if catalogue is None else _open(catalogue, side=max(models[first]._size(None, None)))
     asked = _asked(models[first], first, shown, prompts=prompts, count=pictures // NOISES)
-    captions = [f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(NOISES)]
+    captions = [
+        f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(NOISES)
+    ]
     drawn = _drawn(models, asked, steps=steps, guidance=guidance, seed=seed, console=console)
     describe = _descriptor(descriptor, drawn[first])
     features = {name: np.asarray(describe(own)) for name, own in drawn.items()}
