@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Fine-tune Stable Diffusion on a product catalogue and keep the catalogue's look.",
+)
+
+# the panels of `onbrand sample --help`
+from_where, other_models, gallery, machine = (
+    partial(typer.Option, rich_help_panel=panel)
+    for panel in ("From where", "Other models", "Galleries and layouts", "Machine")
 )
 
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps")]
@@ -55,8 +62,7 @@ def fit(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY.SUB=VALUE]...")] = None,
     into: Annotated[
-        str | None,
-        typer.Option(help="A checkpoint: write a copy that starts from it, with audits"),
+        str | None, typer.Option(help="A checkpoint: write a copy that starts from it, with audits")
     ] = None,
     add_to: Annotated[
         Path | None, typer.Option(help="An earlier fit: add these pictures, which it must not hold yet")
@@ -83,9 +89,7 @@ def sample(
             "negative_prompt"
         ),
     ],
-    class_name: Annotated[
-        str | None, typer.Option("--class", help="The class to start from", rich_help_panel="From where")
-    ] = None,
+    class_name: Annotated[str | None, from_where("--class", help="The class to start from")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures a prompt")] = 4,
     scheduler: Annotated[
         str,
@@ -104,119 +108,54 @@ def sample(
         int, typer.Option(min=0, max=2**63 - 1, help="Of the first picture; then one more each")
     ] = 0,
     size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(
-            metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's", rich_help_panel="From where"
-        ),
+        tuple[int, int] | None, from_where(metavar="HEIGHT WIDTH", help="Pixels; default: the checkpoint's")
     ] = None,
     start: Annotated[
-        str | None,
-        typer.Option(
-            help="mean, draw, or none for pure noise; default: what training drew from",
-            rich_help_panel="From where",
-        ),
+        str | None, from_where(help="mean, draw, or none for pure noise; default: what training drew from")
     ] = None,
-    start_image: Annotated[
-        Path | None, typer.Option(help="Start from this picture instead", rich_help_panel="From where")
-    ] = None,
+    start_image: Annotated[Path | None, from_where(help="Start from this picture instead")] = None,
     project: Annotated[
-        bool,
-        typer.Option(
-            "--project",
-            help="Start from the nearest that the class's components make of it",
-            rich_help_panel="From where",
-        ),
+        bool, from_where("--project", help="Start from the nearest that the class's components make of it")
     ] = False,
-    condition: Annotated[
-        Path | None, typer.Option(help="A ControlNet's condition picture", rich_help_panel="Other models")
-    ] = None,
-    lora: Annotated[
-        Path | None, typer.Option(help="A LoRA file or folder to add", rich_help_panel="Other models")
-    ] = None,
-    lora_strength: Annotated[
-        float, typer.Option(help="How much of it", rich_help_panel="Other models")
-    ] = 1.0,
+    condition: Annotated[Path | None, other_models(help="A ControlNet's condition picture")] = None,
+    lora: Annotated[Path | None, other_models(help="A LoRA file or folder to add")] = None,
+    lora_strength: Annotated[float, other_models(help="How much of it")] = 1.0,
     coupling: Annotated[
         str | None,
-        typer.Option(
-            help="Of a gallery: repulsive, identical, antithetic, rho=-0.2, or a learned file",
-            rich_help_panel="Galleries and layouts",
-        ),
+        gallery(help="Of a gallery: repulsive, identical, antithetic, rho=-0.2, or a learned file"),
     ] = None,
     contrastive: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Steps by which a gallery's noises are pushed apart first",
-            rich_help_panel="Galleries and layouts",
-        ),
+        int, gallery(min=0, help="Steps by which a gallery's noises are pushed apart first")
     ] = 0,
     layout: Annotated[
-        Path | None,
-        typer.Option(
-            help="A JSON file that says which word of the prompt stands where",
-            rich_help_panel="Galleries and layouts",
-        ),
+        Path | None, gallery(help="A JSON file that says which word of the prompt stands where")
     ] = None,
-    tickets: Annotated[
-        Path | None,
-        typer.Option(help="Winning tickets, of onbrand tickets", rich_help_panel="Galleries and layouts"),
-    ] = None,
+    tickets: Annotated[Path | None, gallery(help="Winning tickets, of onbrand tickets")] = None,
     guide: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="soft, paint or swap, besides or instead; may be repeated",
-            rich_help_panel="Galleries and layouts",
-        ),
+        list[str] | None, gallery(help="soft, paint or swap, besides or instead; may be repeated")
     ] = None,
     aggregate: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="CHECKPOINT:WEIGHT",
-            help="Draw the first steps with this model too (AMDM)",
-            rich_help_panel="Other models",
-        ),
+        other_models(metavar="CHECKPOINT:WEIGHT", help="Draw the first steps with this model too (AMDM)"),
     ] = None,
     aggregate_steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="How many steps they share; default: 3", rich_help_panel="Other models"),
+        int | None, other_models(min=1, help="How many steps they share; default: 3")
     ] = None,
     background_of: Annotated[
-        Path | None,
-        typer.Option(
-            help="Keep this picture's object and draw new scenes around it",
-            rich_help_panel="Galleries and layouts",
-        ),
+        Path | None, gallery(help="Keep this picture's object and draw new scenes around it")
     ] = None,
     mask: Annotated[
-        Path | None,
-        typer.Option(
-            help="Where that object is, in white; default: found by its backdrop",
-            rich_help_panel="Galleries and layouts",
-        ),
+        Path | None, gallery(help="Where that object is, in white; default: found by its backdrop")
     ] = None,
     optimisation_steps: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="That keep the object, more are truer; default: 50",
-            rich_help_panel="Galleries and layouts",
-        ),
+        int | None, gallery(min=0, help="That keep the object, more are truer; default: 50")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32",
-            rich_help_panel="Machine",
-        ),
+        machine(help="float32, float16 or bfloat16; default: float16 on an accelerator, else float32"),
     ] = None,
     offload: Annotated[
-        bool,
-        typer.Option(
-            "--offload",
-            help="Keep on the accelerator only the model that is at work",
-            rich_help_panel="Machine",
-        ),
+        bool, machine("--offload", help="Keep on the accelerator only the model that is at work")
     ] = False,
     trace: Annotated[
         bool, typer.Option("--trace", help="Draw trace.png: the first picture at every step")
@@ -288,8 +227,7 @@ def audit(
         typer.Option(help="Tells kinds of pictures apart: an SSCD file, or a CLIP folder or hub id"),
     ] = None,
     clip: Annotated[
-        str | None,
-        typer.Option(help="A CLIP folder or hub id: do pictures show what their captions say?"),
+        str | None, typer.Option(help="A CLIP folder or hub id: do pictures show what their captions say?")
     ] = None,
 ) -> None:
     """Which pictures keep the catalogue's look, rule by rule, and why the others do not."""
