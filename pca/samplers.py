@@ -12,6 +12,11 @@ SPACINGS = ("leading", "trailing", "linspace")
 LOWEST_SHARE = 0.9  # below this share of T the class mean says nothing that training could use
 
 
+KEPT = ("timestep_spacing", "steps_offset", "clip_sample", "set_alpha_to_one")
+# of a checkpoint whose class has no such setting: latents reach beyond [-1, 1], and no step ends at alpha 1
+LATENT_DEFAULTS = {"clip_sample": False, "set_alpha_to_one": False}
+
+
 class Sampler(NamedTuple):
     """A declared way to sample: diffusers' scheduler class, steps, spacing (None: the checkpoint's own)."""
 
@@ -31,6 +36,8 @@ DEFAULT_SAMPLERS = (
 def build_scheduler(noise_scheduler: Any, sampler: Sampler) -> Any:
     """The scheduler that a declared sampler means, with the betas and spacing of a checkpoint's scheduler.
 
+    Latents are clipped by none, unless the checkpoint's own scheduler says so.
+
     noise_scheduler: a diffusers scheduler or its config.
     Raises ValueError on an unknown scheduler class or spacing, or a spacing where the class has none.
     """
@@ -43,13 +50,16 @@ def build_scheduler(noise_scheduler: Any, sampler: Sampler) -> Any:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {sampler.spacing!r}")
     scheduler_class = getattr(diffusers, sampler.scheduler)
     config = _config(noise_scheduler)
-    # from_config drops a spacing that is merely the default of the checkpoint's class, so it is named here.
-    spacing = sampler.spacing or config.get("timestep_spacing")
-    if "timestep_spacing" not in inspect.signature(scheduler_class).parameters:
-        if sampler.spacing is not None:
-            raise ValueError(f"spacing must be None for {sampler.scheduler}, got {sampler.spacing!r}")
-        spacing = None
-    return scheduler_class.from_config(config, **({"timestep_spacing": spacing} if spacing else {}))
+    takes = inspect.signature(scheduler_class).parameters
+    if sampler.spacing is not None and "timestep_spacing" not in takes:
+        raise ValueError(f"spacing must be None for {sampler.scheduler}, got {sampler.spacing!r}")
+    # from_config drops a value that is merely the default of the checkpoint's class, so each is named here
+    own = LATENT_DEFAULTS | {name: config[name] for name in KEPT if config.get(name) is not None}
+    if sampler.spacing is not None:
+        own["timestep_spacing"] = sampler.spacing
+    return scheduler_class.from_config(
+        config, **{name: value for name, value in own.items() if name in takes}
+    )
 
 
 def first_timestep(scheduler: Any, steps: int) -> int:

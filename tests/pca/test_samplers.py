@@ -3,7 +3,12 @@
 import copy
 
 import pytest
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from onbrand.pca import DEFAULT_SAMPLERS, Sampler, build_scheduler, first_timestep, offset_from
 
 SD = {
@@ -43,6 +48,22 @@ def test_the_spacing_is_the_checkpoints_own_even_where_it_is_a_default():
     defaulted = DDIMScheduler(**{key: value for key, value in SD.items() if key != "timestep_spacing"})
     built = build_scheduler(defaulted, Sampler("DPMSolverMultistepScheduler", 20))
     assert built.config.timestep_spacing == defaulted.config.timestep_spacing == "leading"
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler"])
+def test_latents_are_not_clipped_where_the_checkpoint_says_nothing_of_it(name):
+    ours = build_scheduler(EulerDiscreteScheduler(), Sampler(name, 20)).config
+    assert ours.clip_sample is False
+    assert ours.get("set_alpha_to_one", False) is False
+    assert build_scheduler(ours, Sampler(name, 20)).config.clip_sample is False  # named, so it is kept
+
+
+def test_settings_that_a_pipeline_put_right_are_kept_though_they_were_defaults():
+    scheduler = DDIMScheduler()
+    scheduler.register_to_config(clip_sample=False, steps_offset=1)
+    config = {**scheduler.config, "_use_default_values": ["clip_sample", "steps_offset", "set_alpha_to_one"]}
+    ours = build_scheduler(config, Sampler("DDIMScheduler", 20)).config
+    assert (ours.clip_sample, ours.steps_offset, ours.set_alpha_to_one) == (False, 1, True)
 
 
 def test_first_timestep_leaves_the_scheduler_alone(checkpoint):
