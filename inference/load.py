@@ -23,19 +23,20 @@ SINGLE_FILES = (".safetensors", ".ckpt")
 def load_pipeline(
     path: str | Path,
     *,
-    torch_dtype: torch.dtype | None = None,
+    torch_dtype: torch.dtype = torch.float32,
     config: str | Path | None = None,
     plain: bool = False,
 ) -> Any:
     """A pipeline from a diffusers folder (with or without a start distribution), a single file or a hub id.
 
     Returns one of the four Offset... pipelines: Stable Diffusion or its XL form, with or without ControlNet.
-    torch_dtype: of the models; the start distribution is float32. config: a diffusers folder or hub id of the
-    single file's architecture; if None, diffusers guesses it and asks the hub. plain: a start
-    distribution in the folder, or in start_distribution/ beside the single file, is left unread.
+    torch_dtype: of the models, whatever they were saved in; the start distribution is float32. config: a
+    diffusers folder or hub id of the single file's architecture; if None, diffusers guesses it and asks the
+    hub. plain: a start distribution in the folder, or in start_distribution/ beside the single file, is left
+    unread.
     Raises ValueError on a path that is none of these, and on a folder without a VAE or of another kind.
     """
-    local, dtype = Path(path), {} if torch_dtype is None else {"torch_dtype": torch_dtype}
+    local, dtype = Path(path), {"torch_dtype": torch_dtype}
     start: dict[str, Any] = {COMPONENT: None} if plain else {}
     if local.is_file():
         if local.suffix not in SINGLE_FILES:

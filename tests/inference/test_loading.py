@@ -238,6 +238,12 @@ def test_half_precision_folders_load_in_one_dtype(tiny, distribution, tmp_path):
     assert {half.unet.dtype, half.vae.dtype, half.text_encoder.dtype} == {torch.float16}
 
 
+def test_half_precision_folders_of_diffusers_load_in_one_dtype(tiny, tmp_path):
+    StableDiffusionPipeline(**tiny.make_components()).to(torch.float16).save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.float32}
+
+
 def test_no_path_of_the_machine_that_saved_it_is_in_a_folder(checkpoint, tmp_path):
     load_pipeline(checkpoint).save_pretrained(tmp_path)
     for file in (tmp_path / "model_index.json", *tmp_path.glob("*/config.json")):
