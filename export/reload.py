@@ -36,6 +36,8 @@ def main(job: dict[str, Any]) -> None:
     if job["image"] is not None:
         call["image"] = Image.open(job["image"])
     generator = torch.Generator().manual_seed(job["seed"])
+    if "latents" in call:  # where schedulers add noise, it is the one after that of the start
+        torch.randn(call["latents"].shape, generator=generator)
     with torch.backends.cudnn.flags(**EXACT):
         images = pipeline(**call, generator=generator, output_type="np").images
     save_file({"image": torch.from_numpy(images).contiguous()}, job["out"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onbrand.__main__ import app
 from onbrand.commands.export_source import find_place, open_source, possible_kinds, stored_precision
@@ -203,6 +204,24 @@ def test_a_damaged_export_says_what_the_other_process_said(checkpoint: Path, tmp
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"diffusers export must load in a fresh process, got: .*Error"):
         check_elsewhere(proof, "diffusers", broken)
+
+
+def test_a_scheduler_that_adds_noise_draws_the_same_elsewhere(checkpoint: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(checkpoint)
+    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    pipeline.save_pretrained(tmp_path / "ancestral")
+    invoke(
+        tmp_path / "ancestral",
+        "--to",
+        "diffusers",
+        "--to",
+        "single-file",
+        "--to",
+        "comfyui",
+        "-o",
+        tmp_path / "out",
+    )
+    assert (tmp_path / "out" / "single-file" / "ancestral.safetensors").is_file()
 
 
 def test_a_half_precision_checkpoint_stays_so(checkpoint: Path, tmp_path: Path) -> None:
