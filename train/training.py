@@ -104,6 +104,16 @@ def whole(weight: torch.Tensor) -> torch.Tensor:
     return weight.cpu().contiguous()
 
 
+def wrap_what_is_there(plugin: Any, denoiser: torch.nn.Module) -> None:
+    """Leaves out of the layers that FSDP shards one by one those the denoiser lacks: accelerate refuses them.
+
+    A launch config names those of all networks; frozen ones are not in the denoiser.
+    """
+    there = {type(module).__name__ for module in denoiser.modules()}
+    names = plugin.transformer_cls_names_to_wrap or []
+    plugin.transformer_cls_names_to_wrap = [name for name in names if name in there]
+
+
 def set_up(
     config: Config,
     networks: Networks,
@@ -127,6 +137,7 @@ def set_up(
         networks.pipeline.unet.compile()
     spare = None
     if accelerator.distributed_type == DistributedType.FSDP:
+        wrap_what_is_there(accelerator.state.fsdp_plugin, denoiser)
         spare = copy.deepcopy(networks)
         spare.denoiser.requires_grad_(False).eval()
         move(spare, "cpu")
@@ -143,6 +154,7 @@ def set_up(
     if saved:
         first_step = step_of(saved)
         accelerator.load_state(str(saved))
+        accelerator.step = 0  # of batches in the step that accumulates: none yet, whatever came before
         if average:
             load_average(average, saved, names)
     if accelerator.is_main_process:

@@ -5,9 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from onbrand.configs import Config
+from onbrand.configs.load import RECIPES
 from onbrand.train.launch import check_processes, frozen_dtype, processes_of, start_accelerator
+from onbrand.train.models import load_base, prepare_networks
+from onbrand.train.training import wrap_what_is_there
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 TORCHRUN = r"ACCELERATE_USE_CPU=true torchrun --nproc_per_node N -m onbrand train \.\.\.$"
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -122,3 +128,31 @@ def test_frozen_weights_take_the_training_precision_but_under_fsdp(
 ) -> None:
     accelerator = SimpleNamespace(mixed_precision=mixed_precision, distributed_type=kind)
     assert frozen_dtype(accelerator) == dtype
+
+
+UNET, TEXT = {"BasicTransformerBlock", "ResnetBlock2D"}, {"CLIPEncoderLayer"}
+
+
+@pytest.mark.parametrize(
+    ("options", "sharded"),
+    [
+        ({}, UNET),
+        ({"model__method": "lora"}, UNET),
+        ({"model__text_encoder": "full"}, UNET | TEXT),
+        ({"model__method": "frozen", "model__text_encoder": "full"}, TEXT),
+        ({"model__method": "frozen", "model__controlnet": "{condition: segment}"}, UNET),
+    ],
+)
+def test_the_layers_of_trained_networks_are_sharded_one_by_one(
+    make_config: Callable[..., Config], options: dict, sharded: set[str]
+) -> None:
+    config = make_config(**options).model
+    denoiser = prepare_networks(load_base(config), config).denoiser
+    shipped = yaml.safe_load((RECIPES / "launch" / "fsdp2.yaml").read_text())["fsdp_config"]
+    plugin = SimpleNamespace(
+        auto_wrap_policy=transformer_auto_wrap_policy,
+        transformer_cls_names_to_wrap=shipped["fsdp_transformer_layer_cls_to_wrap"].split(","),
+    )
+    wrap_what_is_there(plugin, denoiser)
+    policy = fsdp2_prepare_auto_wrap_policy(plugin, denoiser)
+    assert {type(module).__name__ for module in denoiser.modules() if policy(module)} == sharded
