@@ -38,7 +38,9 @@ class Together:
         own_start = None if pipeline.start_distribution is None else settled.start
         starts = [own_start, *(_start(other, request) for other in others)]
         try:
-            aggregated = AggregatedPipeline([pipeline, *others], weights, request.shared_steps)
+            aggregated = AggregatedPipeline(
+                [pipeline, *others], weights, request.shared_steps, offload=request.offload
+            )
         except ValueError as error:
             raise ValueError(f"--aggregate: {error}") from error
         return cls(request, settled, aggregated, starts)
@@ -114,8 +116,9 @@ class Together:
             _start_of(pipeline, start, class_name)
             for pipeline, start in zip(self.aggregated.pipelines, self.starts, strict=True)
         ]
-        if self.request.condition_picture is not None:
-            calls[0]["image"] = self.request.condition_picture
+        condition = self.request.condition_for(self.aggregated.pipelines[0], self.settled.size)
+        if condition is not None:
+            calls[0]["image"] = condition
         return calls
 
 
@@ -123,11 +126,7 @@ def _other(name: str, pipeline: Any, request: Request, *, device: torch.device) 
     other = load_pipeline(resolve_base(name), torch_dtype=pipeline.unet.dtype)
     if hasattr(other, "controlnet"):
         raise ValueError(f"--aggregate must name checkpoints without a ControlNet, got {name}")
-    if request.offload:
-        other.enable_model_cpu_offload(device=device)
-    else:
-        to_draw(other, device)
-    return other
+    return to_draw(other, "cpu" if request.offload else device)
 
 
 def _start(pipeline: Any, request: Request) -> str | None:

@@ -178,9 +178,9 @@ def open_pipeline(path: str | Path, request: Request, *, device: torch.device) -
     weights = weights_digest(pipeline)
     if request.lora is not None:
         _add_lora(pipeline, request)
-    if request.offload:
+    if request.offload and not request.aggregate:
         pipeline.enable_model_cpu_offload(device=device)
-    else:
+    else:  # of several checkpoints whole ones take turns
         to_draw(pipeline, device)
     return pipeline, weights
 

@@ -15,6 +15,7 @@ import torch
 from onbrand.__main__ import app
 from onbrand.commands.prompts import read_galleries
 from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
+from onbrand.inference.aggregation.turns import Turns
 from onbrand.inference.contrastive import ContrastiveNoise
 from onbrand.inference.couplings import Repulsive
 from onbrand.inference.generate import generate
@@ -593,7 +594,17 @@ def test_offloaded_checkpoints_draw_what_the_others_do(
     call = (tiny_base, "a mug", "--count", 1, "--aggregate", f"{checkpoint}:0.5", "--steps", 4)
     invoke(*call, "-o", tmp_path / "all")
     monkeypatch.setattr("onbrand.commands.sample.check_offload", lambda *args: None)
+    taken, take = [], Turns.take
+
+    def seen(turns: Turns, model: int) -> None:
+        assert turns.offload
+        assert not any(getattr(pipeline, "_all_hooks", None) for pipeline in turns.pipelines)
+        taken.append(model)
+        take(turns, model)
+
+    monkeypatch.setattr(Turns, "take", seen)
     invoke(*call, "--offload", "-o", tmp_path / "turns")
+    assert taken[:3] == [0, 1, 0]  # whole checkpoints, not the models of each on its own
     drawn = [pixels(Image.open(tmp_path / name / "0000.png")) for name in ("all", "turns")]
     assert np.abs(drawn[0] - drawn[1]).max() == 0
 
