@@ -36,7 +36,7 @@ def optimal_x_0(
     inside the offset range. Without gradients.
     Raises ValueError on an alpha_bar outside [0, 1), on latents of another shape than x, where there are no
     pictures, and as `start.project` does.
-    Source: METHODS 6, "Closed-form optimal denoiser".
+    Source: METHODS 6, "the best denoiser".
     """
     if not 0 <= alpha_bar < 1:
         raise ValueError(f"alpha_bar must be in [0, 1), got {alpha_bar}")
@@ -69,7 +69,7 @@ def optimal_eps(
 ) -> Tensor:
     """What the exact denoiser predicts for eps, (x - sqrt(a) E[x_0 | x]) / sqrt(1-a), float64 like x.
 
-    Arguments and Raises: as `optimal_x_0`. Source: METHODS 6, "Closed-form optimal denoiser".
+    Arguments and Raises: as `optimal_x_0`. Source: METHODS 6, "the best denoiser".
     """
     x_0 = optimal_x_0(x, latents_batches, alpha_bar, start=start, class_id=class_id)
     return (x.detach().to(torch.float64) - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5

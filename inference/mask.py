@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..evaluation.look.foreground import product_mask, to_rgb
+from ..evaluation.look.foreground import product_mask
+from ..pca.rgb import upright
 from .picture import fit_to_frame
 
 
@@ -28,18 +29,16 @@ def object_mask(
     object; None: what stands out from the backdrop that the border shows, by the audit's own test.
     Raises ValueError on a mask of another size, and where all or nothing is object.
     """
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     found = mask is None
     if mask is None:
         mask = product_mask(image)
     elif not isinstance(mask, Image.Image):
         mask = Image.open(mask)
-    mask = ImageOps.exif_transpose(mask)
+    mask = upright(mask)
     if mask.size != image.size:
         expected, got = [f"{size[0]} x {size[1]}" for size in (image.size, mask.size)]
         raise ValueError(f"mask must be of the picture's size {expected}, got {got}")
-    if mask.mode.startswith("I"):
-        mask = to_rgb(mask)
     fitted = fit_to_frame(mask, height, width, fit=fit, backdrop="black").convert("L")
     inside = torch.from_numpy(np.asarray(fitted) >= 128)
     if inside.all() or not inside.any():

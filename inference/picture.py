@@ -9,19 +9,20 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..pca.fingerprint import encode_mean
+from ..pca.rgb import check_colour, to_rgb
 
 
 def fit_to_frame(
     image: Image.Image, height: int, width: int, *, fit: str = "crop", backdrop: str = "white"
 ) -> Image.Image:
-    """The picture at exactly this size, upright, opaque, its centre cropped or its surroundings padded."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image)
-    image = image.convert("RGB")
+    """The picture at exactly this size, upright, opaque, its centre cropped or its surroundings padded.
+
+    Raises ValueError on float pixels and on an unknown backdrop.
+    """
+    image = to_rgb(image, backdrop=backdrop)
     if fit == "pad":
-        return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color=backdrop)
+        colour = check_colour(backdrop)
+        return ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS, color=colour)
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
 
 

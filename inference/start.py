@@ -37,7 +37,7 @@ def start_latents(
     `start_share` says how nearly.
     Raises ValueError on shapes that differ, on schedules the scheduler does not accept, on a begin that is no
     step of the schedule, and on schedulers of another kind (EDM).
-    Source: METHODS 1, "Inference start, right for every scheduler".
+    Source: METHODS 1, "Inference start".
     """
     if x_start is None:
         return noise

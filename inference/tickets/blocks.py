@@ -57,7 +57,7 @@ def above(scores: Tensor, members: Sequence[int], t_obj: float) -> Tensor:
     """Which blocks S_i(j) > t_obj holds for, for all other members j: (len(members), noises, rows, columns).
 
     Of a single member avg_i > t_obj. Unknown scores are not above. scores: as in `averages`.
-    Source: METHODS 4, "Winners"; eq. 3 and 4.
+    Source: METHODS 4; eq. 3 and 4.
     """
     if len(members) == 1:
         return averages(scores[members]) > t_obj

@@ -28,7 +28,7 @@ class Soft:
 
     weight: w; s falls from 1 at the first step to 0 after the last, in equal parts; mask: a Gaussian bump
     over the concept's box, 1 at its centre, its deviations `spread` of the box's sides; max(sim): the largest
-    logit of the layer, for each picture its own. Source: METHODS 3, "Combine with".
+    logit of the layer, for each picture its own. Source: METHODS 4.
     """
 
     layout: Layout
@@ -63,7 +63,7 @@ class Paint:
     """Paint-with-words: adds w * log(1 + sigma) * max(Q K^T) * mask to the logits of each concept's words.
 
     weight: w; sigma: the noise's deviation over the picture's at this step; mask: 1 in the concept's box;
-    the maximum is that of the layer, for each picture its own. Source: METHODS 3, "Combine with".
+    the maximum is that of the layer, for each picture its own. Source: METHODS 4.
     """
 
     layout: Layout

@@ -28,7 +28,7 @@ class Swap:
     concept it scores highest on; a region takes its concept's best blocks, and where they are too few the
     best of those that no region took. Blocks that need not move stay. inner: may itself follow the layout, as
     winning tickets do; a coupling's pictures are rearranged one by one, which loosens the coupling.
-    layer: of the maps, see `find_layer`. Source: METHODS 3, "Combine with".
+    layer: of the maps, see `find_layer`. Source: METHODS 4.
     """
 
     layout: Layout
