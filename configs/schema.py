@@ -11,6 +11,9 @@ Positive = Annotated[int, Field(ge=1)]
 Targets = Annotated[list[str], Field(min_length=1)]
 Side = Annotated[int, Field(ge=8, multiple_of=8)]
 
+STUDIO = "photo-studio"  # the source that is drawn by code
+COLUMN_KEYS = ("image_columns", "caption_column", "class_column", "image_classes")
+
 # Keys of other trainers that move the start of sampling by a scheme of their own.
 OTHER_STARTS = {
     **dict.fromkeys(
@@ -93,7 +96,7 @@ class StudioConfig(Section):
 class DataConfig(Section):
     """The catalogue: where it is, which columns matter, how pictures become tensors."""
 
-    source: str = "photo-studio"  # photo-studio, an image folder, parquet files or a hub id
+    source: str = STUDIO  # photo-studio, an image folder, parquet files or a hub id
     resolution: Side = 64
     fit: Literal["crop", "pad"] = "pad"
     backdrop: str = "white"
@@ -111,6 +114,16 @@ class DataConfig(Section):
     class_weights: dict[str, Annotated[float, Field(gt=0)]] = {}  # times the class's share
     cache_dir: str | None = None  # latents; default: a folder `latents` beside the run
     studio: StudioConfig = StudioConfig()
+
+    @model_validator(mode="after")
+    def _the_studio_has_no_columns(self) -> DataConfig:
+        for key in COLUMN_KEYS if self.source == STUDIO else ():
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} must be left out with source {STUDIO}, which has no columns, got {value!r}"
+                )
+        return self
 
 
 class SamplerConfig(Section):
@@ -130,7 +143,8 @@ class StartConfig(Section):
     band: Positive = 4  # low frequencies an axis, family dct
     skip_interval: Positive = 50
     offset_from: Annotated[int, Field(ge=1)] | None = None  # None: from the samplers below
-    samplers: list[SamplerConfig] | None = None  # None: DDIM 20, DPM-Solver++ 20 and 25, Euler 30
+    # None: DDIM 20, DPM-Solver++ 20 and 25, Euler 30
+    samplers: Annotated[list[SamplerConfig], Field(min_length=1)] | None = None
     emphasis: Share | None = None  # share of timesteps drawn from the offset range; None: uniform
 
     @model_validator(mode="after")
@@ -174,11 +188,14 @@ class TrainConfig(Section):
     validation_pictures: Positive = 256
 
     @model_validator(mode="after")
-    def _prodigy_finds_its_rate(self) -> TrainConfig:
+    def _prodigy_finds_one_rate(self) -> TrainConfig:
         if self.optimizer == "prodigy" and self.learning_rate < 0.1:
             raise ValueError(
                 f"learning_rate must be about 1 with prodigy, which multiplies it, got {self.learning_rate}"
             )
+        text_rate = self.text_encoder_learning_rate
+        if self.optimizer == "prodigy" and text_rate not in (None, self.learning_rate):
+            raise ValueError(f"text_encoder_learning_rate must be left out with prodigy, got {text_rate}")
         return self
 
 

@@ -79,13 +79,12 @@ def offset_from(
     samplers: Sequence[Sampler] = DEFAULT_SAMPLERS,
     *,
     skip_interval: int = 50,
-    allow_low: bool = False,
 ) -> int:
     """The first timestep t_min of the offset range: min(T - S, first timestep of every declared sampler).
 
     noise_scheduler: a diffusers scheduler or its config; samplers: Sampler or (scheduler, steps, spacing).
     A skip_interval of 0 disables the offset: the range is empty and t_min = T.
-    Raises ValueError when skip_interval is outside [0, T], and when t_min < 0.9 T unless allow_low.
+    Raises ValueError when skip_interval is outside [0, T], and when t_min < 0.9 T.
     Source: METHODS 1, "Offset range".
     """
     total = int(_config(noise_scheduler)["num_train_timesteps"])
@@ -100,10 +99,10 @@ def offset_from(
         label = f"{sampler.scheduler} at {sampler.steps} steps, {spacing} spacing"
         starts[label] = first_timestep(scheduler, sampler.steps)
     cause, t_min = min(starts.items(), key=lambda item: item[1])
-    if t_min < LOWEST_SHARE * total and not allow_low:
+    if t_min < LOWEST_SHARE * total:
         raise ValueError(
             f"offset range must start at 0.9 T = {LOWEST_SHARE * total:.0f} or later, got {t_min} ({cause}): "
-            "use trailing spacing or more steps, or pass allow_low=True"
+            "use trailing spacing or more steps, or set start.offset_from"
         )
     return t_min
 

@@ -24,14 +24,11 @@ def check_optimizer(name: str) -> None:
 
 
 def build_optimizer(denoiser: Denoiser, options: TrainConfig) -> torch.optim.Optimizer:
-    """The named optimizer over all trained parameters, text encoders at their own rate if there is one.
-
-    Raises ValueError on a rate of their own for prodigy, which finds one rate for all.
-    """
-    text_rate = options.text_encoder_learning_rate
-    if options.optimizer == "prodigy" and text_rate not in (None, options.learning_rate):
-        raise ValueError(f"train.text_encoder_learning_rate must be left out with prodigy, got {text_rate}")
-    rates = {False: options.learning_rate, True: text_rate or options.learning_rate}
+    """The named optimizer over all trained parameters, text encoders at their own rate if there is one."""
+    rates = {
+        False: options.learning_rate,
+        True: options.text_encoder_learning_rate or options.learning_rate,
+    }
     groups: list[dict[str, Any]] = []
     for is_text, rate in rates.items():
         own = [p for name, p in denoiser.trained() if name.startswith("text_encoder") == is_text]

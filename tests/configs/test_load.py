@@ -52,7 +52,7 @@ def test_image_classes_must_name_image_columns() -> None:
     with pytest.raises(
         ConfigError, match=r"must name columns of data.image_columns \['image'\], got \['worn'\]"
     ):
-        config_of([], data={"image_classes": {"worn": "person"}})
+        config_of([], data={"source": "shop", "image_classes": {"worn": "person"}})
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,18 @@ def test_another_schemes_start_is_refused_with_the_reason(key: str) -> None:
             ["train.optimizer=prodigy"],
             "learning_rate must be about 1 with prodigy, which multiplies it, got 1e-05",
         ),
+        (
+            ["train.optimizer=prodigy", "train.learning_rate=1", "train.text_encoder_learning_rate=0.5"],
+            r"train\.text_encoder_learning_rate must be left out with prodigy, got 0\.5",
+        ),
+        (
+            ["data.class_column=kind"],
+            r"data\.class_column must be left out with source photo-studio, which has no columns, got 'kind'",
+        ),
+        (["data.image_columns=[front]"], r"data\.image_columns must be left out with source photo-studio"),
+        (["data.image_classes={image: a}"], r"data\.image_classes must be left out with source photo-studio"),
+        (["data.caption_column=name"], r"data\.caption_column must be left out with source photo-studio"),
+        (["start.samplers=[]"], r"start\.samplers: list should have at least 1 item"),
         (["model.lora.targets=[]"], "model.lora.targets: list should have at least 1 item"),
         (["start.family=ica"], "start.family: input should be 'pca', 'pooled', 'diagonal', 'dct' or 'text'"),
         (["start.family=text"], "start.components must be at least 1 with family text, got 0"),

@@ -88,12 +88,14 @@ def test_no_skip_interval_is_an_empty_range(checkpoint):
     assert offset_from(checkpoint, skip_interval=0) == 1000
 
 
-def test_a_low_range_is_refused_unless_asked_for(checkpoint):
+def test_a_low_range_is_refused_with_the_way_to_have_it(checkpoint):
     few = [Sampler("DDIMScheduler", 4)]
-    match = r"offset range must start at 0.9 T = 900 or later, got 751 \(DDIMScheduler at 4 steps, leading"
+    match = (
+        r"offset range must start at 0.9 T = 900 or later, got 751 \(DDIMScheduler at 4 steps, leading "
+        r"spacing\): use trailing spacing or more steps, or set start.offset_from$"
+    )
     with pytest.raises(ValueError, match=match):
         offset_from(checkpoint, few)
-    assert offset_from(checkpoint, few, allow_low=True) == 751
     assert offset_from(checkpoint, [Sampler("DDIMScheduler", 10)]) == 901
     with pytest.raises(ValueError, match=r"got 800 \(skip_interval = 200\)"):
         offset_from(checkpoint, [], skip_interval=200)

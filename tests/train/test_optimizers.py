@@ -107,25 +107,6 @@ def test_prodigy(make_config: MakeConfig) -> None:
     assert_it_descends(denoiser, optimizer)
 
 
-def test_prodigy_with_a_rate_for_text_is_refused(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    library = SimpleNamespace(Prodigy=lambda groups, **_: groups)
-    monkeypatch.setitem(sys.modules, "prodigyopt", library)
-
-    def start() -> None:
-        config = make_config(
-            train__optimizer="prodigy",
-            train__learning_rate=1.0,
-            train__text_encoder_learning_rate=0.5,
-            **BOTH,
-        )
-        build_optimizer(denoiser_of(config), config.train)
-
-    with pytest.raises(ValueError, match="text_encoder_learning_rate"):
-        start()
-
-
 def test_eight_bit_adam(make_config: MakeConfig) -> None:
     bitsandbytes = pytest.importorskip("bitsandbytes")
     config = make_config(train__optimizer="adamw8bit", **BOTH)
