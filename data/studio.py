@@ -7,6 +7,7 @@ rotation, crop and light, one to three products in a picture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from .catalogue import Catalogue
 from .picture import Picture
+from .rows import check_name
 from .studio_backgrounds import wild_background
 from .studio_camera import Light, Placement, paint, to_picture
 from .studio_shapes import PRODUCTS
@@ -76,15 +78,27 @@ class Shot:
         return (_on_brand if self.look == "on-brand" else _wild)(self)
 
 
-def studio_catalogue(pictures: int, *, size: int, seed: int = 0, look: str = "on-brand") -> Catalogue:
+def studio_catalogue(
+    pictures: int,
+    *,
+    size: int,
+    seed: int = 0,
+    look: str = "on-brand",
+    class_prefixes: Mapping[str, str] | None = None,
+) -> Catalogue:
     """The studio's catalogue: shots drawn when they are opened; the class is the first product's kind.
 
-    Attributes of a picture: `kind`, `colour`, `finish` of its first product.
-    Raises ValueError on an unknown look, a size outside [64, 512] or fewer than one picture.
+    class_prefixes: as in `load_catalogue`. Attributes of a picture: `kind`, `colour`, `finish` of its first
+    product.
+    Raises ValueError on an unknown look, a size outside [64, 512], fewer than one picture or a prefix of an
+    unknown class.
     """
     if pictures < 1:
         raise ValueError(f"pictures must be at least 1, got {pictures}")
-    return Catalogue([_record(Shot(look, size, seed, index)) for index in range(pictures)])
+    catalogue = [_record(Shot(look, size, seed, index)) for index in range(pictures)]
+    for class_name in class_prefixes or {}:
+        check_name(class_name, {picture.class_name for picture in catalogue}, what="class of class_prefixes")
+    return Catalogue(catalogue, prefixes=class_prefixes)
 
 
 def _record(shot: Shot) -> Picture:

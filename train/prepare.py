@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..configs.schema import Config, DataConfig
+from ..configs.schema import STUDIO, Config, DataConfig
 from ..data.buckets import Buckets, assign_buckets
 from ..data.catalogue import Catalogue, load_catalogue
 from ..data.latents import cache_latents
@@ -20,8 +20,6 @@ from .conditions import conditions_of
 from .part import Part, size_of, transform_of
 from .start import check_band, fit_start
 from .text_cache import cache_pooled_text
-
-STUDIO = "photo-studio"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,14 @@ def open_catalogue(
                 f"{condition_column!r}"
             )
         studio = config.studio
-        return studio_catalogue(studio.pictures, size=config.resolution, seed=studio.seed, look=studio.look)
+        pictures = min(studio.pictures, config.limit or studio.pictures)
+        return studio_catalogue(
+            pictures,
+            size=config.resolution,
+            seed=studio.seed,
+            look=studio.look,
+            class_prefixes=config.class_prefixes,
+        )
     return load_catalogue(
         config.source,
         image_columns=config.image_columns,
@@ -114,7 +119,7 @@ def _with_a_start(held_out: Catalogue, train: Catalogue, config: DataConfig) -> 
 
     Raises ValueError if none is left.
     """
-    known, wanted = (
+    pairs, wanted = (
         list(
             zip(
                 buckets_of(part, config, complete=False).bucket_ids.tolist(),
@@ -124,7 +129,8 @@ def _with_a_start(held_out: Catalogue, train: Catalogue, config: DataConfig) -> 
         )
         for part in (train, held_out)
     )
-    kept = [row for row, pair in enumerate(wanted) if pair in set(known)]
+    known = set(pairs)
+    kept = [row for row, pair in enumerate(wanted) if pair in known]
     if not kept:
         raise ValueError(
             "catalogue must have a held-out picture whose class has training pictures in its bucket, got "
@@ -132,8 +138,8 @@ def _with_a_start(held_out: Catalogue, train: Catalogue, config: DataConfig) -> 
         )
     left_out = [
         (held_out.origins[row], "held out alone in its bucket")
-        for row in range(len(held_out))
-        if row not in set(kept)
+        for row, pair in enumerate(wanted)
+        if pair not in known
     ]
     train.dropped += left_out
     return held_out.subset(kept)

@@ -93,6 +93,10 @@ def test_catalogue_knows_class_caption_and_attributes() -> None:
         (lambda: Shot("white", 64, 0, 0), "look must be one of on-brand, wild, got 'white'"),
         (lambda: Shot("wild", 32, 0, 0), "size must be between 64 and 512 pixels, got 32"),
         (lambda: studio_catalogue(0, size=64), "pictures must be at least 1, got 0"),
+        (
+            lambda: studio_catalogue(60, size=64, class_prefixes={"mugg": "a cup"}),
+            r"class of class_prefixes must be one of \['bag', .*, got 'mugg'; did you mean 'mug'\?",
+        ),
     ],
 )
 def test_bad_input(make: object, message: str) -> None:
