@@ -136,6 +136,7 @@ def train(
     step = training.first_step
     if due(options.preview_every) and not preview_file(run, step).exists():
         preview(step)  # the first, or one that a killed run saved before and did not draw
+        meter.restart_clock()
     with _progress(disable=not accelerator.is_main_process) as progress, StopRequest() as stop:
         bar = progress.add_task("training", total=options.steps, completed=training.first_step)
         for step in _steps(config, training, batches(config, training, prepared, texts), loss_of, meter):

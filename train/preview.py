@@ -72,6 +72,7 @@ def save_preview(
     rows = round_robin(part.catalogue, PREVIEWS, again=True)
     with training.evaluation() as networks, accelerator.autocast():
         pipeline = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
+        pipeline.safety_checker = None  # nothing is checked: it need not be on the device
         pipeline.to(accelerator.device)
         pictures = draw(
             pipeline,

@@ -36,7 +36,7 @@ from .plan import plan_table, start_warning
 from .prepare import Prepared, buckets_of, check_class_sizes, latents_folder, prepare, split_catalogue
 from .preview import save_picture, save_preview
 from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, recorded, start_run
-from .start import offset_start
+from .start import check_band, offset_start
 from .stop import Stopped
 from .text_cache import embeddings_size, should_cache, texts_of
 from .training import Training, move, set_up
@@ -105,6 +105,7 @@ def _announce(stage: Stage, networks: Networks, parts: tuple[Catalogue, Catalogu
     config, (catalogue, _) = stage.config, parts
     buckets = buckets_of(catalogue, config.data)
     check_class_sizes(catalogue, buckets, config.start.components)
+    check_band(config.start, networks.pipeline.vae, buckets.sizes)
     dtype = frozen_dtype(stage.accelerator)
     fits = should_cache(
         config.train.cache_text,
@@ -186,7 +187,8 @@ def _prepare(
         start_run(config)
         lock = hold(run)
     if not is_known:
-        limits = fix_limits(part, networks.pipeline.vae, processes=processes)
+        vae = networks.pipeline.vae.to(stage.accelerator.device)
+        limits = fix_limits(part, vae, processes=processes)
         if processes.is_main:
             prepared.start_distribution.save_pretrained(run / "start_distribution")
             limits.save(run / "limits.json")

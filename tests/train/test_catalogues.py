@@ -9,7 +9,7 @@ import torch
 from onbrand.configs import Config, ConfigError
 from onbrand.inference import load_pipeline
 from onbrand.train.metrics import read_metrics
-from onbrand.train.prepare import prepare, split_catalogue
+from onbrand.train.prepare import open_catalogue, prepare, split_catalogue
 from onbrand.train.run import run_training
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -112,13 +112,19 @@ def test_start_statistics_are_those_of_the_bucket(
             {"start__components": 5, **BUCKETS},
             r"start.components must be below .* got 5 for class 'bag' with 4 at 48 x 32",
         ),
+        (
+            {"start__family": "dct", "start__band": 9, **BUCKETS},
+            r"start.band must be at most 8, the latents' shorter side, got 9",
+        ),
     ],
 )
 def test_bad_input_is_said_before_anything_is_encoded(
     make_config: MakeConfig, folder: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
-        run_training(make_config(data__source=folder, **changes), console=Console(quiet=True))
+    config = make_config(data__source=folder, **changes)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=message):
+            run_training(config, console=Console(quiet=True), dry_run=dry_run)
     assert not (tmp_path / "latents").exists()
     assert not (tmp_path / "run").exists()
 
@@ -183,6 +189,15 @@ def test_a_picture_held_out_alone_in_its_bucket_is_left_out_and_said(
             assert [lonely in origin for origin in alone] == [True]
             return
     pytest.fail("no seed held the picture out")
+
+
+def test_the_studio_is_limited_and_prefixed_as_any_catalogue(make_config: MakeConfig) -> None:
+    whole = open_catalogue(make_config().data)
+    some = open_catalogue(make_config(data__limit=9, data__class_prefixes="{mug: a cup}").data)
+    assert some.origins == whole.origins[:9]
+    for caption, before, picture in zip(some.captions, whole.captions, some.pictures, strict=False):
+        assert caption == (f"a cup, {before}" if picture.class_name == "mug" else before)
+    assert some.prefixes["mug"] == "a cup"
 
 
 def test_changed_masks_are_noticed(make_config: MakeConfig, folder: Path) -> None:

@@ -5,16 +5,19 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import AutoencoderKL
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onbrand.configs import Config, ConfigError
 from onbrand.configs.schema import ModelConfig
 from onbrand.data.processes import Processes
 from onbrand.inference import load_pipeline
-from onbrand.train import loop
+from onbrand.train import loop, metrics, preview
 from onbrand.train.checkpoint import checkpoints, step_of
 from onbrand.train.loop import check_loss
 from onbrand.train.metrics import read_metrics, rewind_metrics
@@ -24,6 +27,7 @@ from onbrand.train.stage import hold, start_run
 from onbrand.train.stop import Stopped
 from rich.console import Console
 from safetensors.torch import load_file
+from transformers import CLIPConfig, CLIPImageProcessor
 
 QUIET = Console(quiet=True)
 MakeConfig = Callable[..., Config]
@@ -451,6 +455,71 @@ def test_bad_input_stops_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         run_training(config, console=QUIET)
     assert not Path(config.run.dir).exists()
+
+
+class Reached(Exception):
+    """Ends a run where a test has seen enough."""
+
+
+def test_limits_are_decoded_on_the_runs_device_where_latents_are_cached(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fix_limits(part: Any, vae: AutoencoderKL, **_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("onbrand.train.run.fix_limits", fix_limits)
+    moves: list[object] = []
+    for name in ("first", "second"):
+        monkeypatch.setattr(
+            AutoencoderKL,
+            "to",
+            lambda vae, *where, **_: (moves.append((name, *where)), vae)[1],  # noqa: B023
+        )
+        with pytest.raises(Reached):
+            run_training(make_config(run__dir=tmp_path / name), console=QUIET)
+    assert ("second", torch.device("cpu")) in moves
+
+
+def test_previews_do_without_the_safety_checker(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    form = CLIPConfig(text_config=narrow, vision_config=narrow | {"image_size": 8, "patch_size": 8})
+    base = load_base(ModelConfig(base=str(tiny_base)))
+    checker = StableDiffusionSafetyChecker(form)
+    base.register_modules(safety_checker=checker, feature_extractor=CLIPImageProcessor())
+    base.save_pretrained(tmp_path / "base")
+
+    def draw(pipeline: Any, *_: object, **__: object) -> None:
+        raise Reached(pipeline.safety_checker)
+
+    monkeypatch.setattr(preview, "draw", draw)
+    with pytest.raises(Reached, match="None"):
+        run_training(make_config(model__base=tmp_path / "base"), console=QUIET)
+
+
+def test_the_first_pace_leaves_the_first_preview_out(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def save_preview(*_: object, **__: object) -> None:
+        clock.now += 1000
+
+    original = loop.training_loss
+
+    def second_long(*args: object, **options: object) -> Any:
+        clock.now += 1
+        return original(*args, **options)
+
+    monkeypatch.setattr("onbrand.train.run.save_preview", save_preview)
+    monkeypatch.setattr(loop, "training_loss", second_long)
+    monkeypatch.setattr("onbrand.train.run._export", lambda *_: (_ for _ in ()).throw(Reached))
+    config = make_config(train__steps=2)
+    with pytest.raises(Reached):
+        run_training(config, console=QUIET)
+    assert [row["images_per_second"] for row in read_metrics(Path(config.run.dir))] == [4, 4]
 
 
 def test_balanced_loss_groups_add_up(make_config: MakeConfig) -> None:
