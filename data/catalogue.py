@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from PIL import Image
 
+from ..pca.rgb import check_colour
 from .check import check_pictures
-from .decode import check_colour
 from .picture import Picture
 from .processes import ALONE, Processes
 from .rows import check_name, read_pictures

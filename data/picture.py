@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from .decode import UnreadablePicture, decode_image, to_rgb
+from ..pca.rgb import to_rgb
+from .decode import UnreadablePicture, decode_image
 
 Source = Path | bytes | Image.Image | Callable[[], "Path | bytes | Image.Image | None"] | None
 NO_PICTURE = "no picture"

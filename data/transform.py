@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from .decode import check_colour, to_rgb
+from ..pca.rgb import check_colour, to_rgb
 
 FITS = ("crop", "pad")
 

@@ -17,6 +17,7 @@ from .shading import light_slope
 from .shadow import SHADOW_MEASURES, shadow_of
 
 LONGEST_SIDE = 256  # larger pictures are shrunk to this before measuring
+SMALLEST_SIDE = 8  # fewer pixels, once shrunk, are not measured
 RING_WIDTH = 0.06  # of the shorter side, at least 2 pixels
 RING_QUANTILE = 0.95  # uniformity lets 5 % of the ring be specks
 
@@ -57,14 +58,19 @@ class Look(NamedTuple):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as 8-bit RGB, transparent parts laid on white and 16-bit grey scaled down."""
-    if image.mode == "RGB":
-        return image
+    """The picture as 8-bit RGB, transparent parts laid on white and 16-bit grey scaled down.
+
+    The pixels are those of `pca.rgb.to_rgb`, without turning and without torch.
+    Raises ValueError on float pixels (their scale is unknown).
+    """
+    if image.mode == "F":
+        raise ValueError("picture pixels must be 8-bit or 16-bit, got mode 'F'")
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).astype(np.float32).clip(0, 65535) / 257
+        image = Image.fromarray(grey.round().astype(np.uint8))
     if image.has_transparency_data:
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
@@ -113,7 +119,7 @@ def product_mask(image: Image.Image) -> Image.Image:
 def _backdrop_and_distance(lab: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median Lab of the border ring, and every pixel's CIEDE2000 (H, W) from it."""
     height, width = lab.shape[:2]
-    if min(height, width) < 8:
+    if min(height, width) < SMALLEST_SIDE:
         raise ValueError(f"image must be at least 8 x 8 pixels once shrunk to 256, got {width} x {height}")
     backdrop = np.median(lab[border_ring(height, width)], axis=0)
     return backdrop, deltaE_ciede2000(lab, backdrop[None, None])
@@ -137,11 +143,11 @@ def measure(image: Image.Image) -> dict[str, float]:
 
 def look(image: Image.Image) -> Look:
     """Everything the audit takes from a picture; Raises as `measure`."""
-    if min(image.size) < 8:
+    if min(image.size) < SMALLEST_SIDE:
         raise ValueError(f"image must be at least 8 x 8 pixels, got {image.width} x {image.height}")
     lab = to_lab(image)
     height, width = lab.shape[:2]
-    if min(height, width) < 8:
+    if min(height, width) < SMALLEST_SIDE:
         raise ValueError(
             f"image must be at most 32 times as long as wide, got {image.width} x {image.height}"
         )

@@ -92,6 +92,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
     assert np.asarray(decoded)[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_block_turns_nothing(kind):
+    data = encoded(quadrants(), kind, exif=b"Exif\0\0" + bytes(20))
+    decoded = decode_image(data)
+    assert np.array_equal(decoded, Image.open(io.BytesIO(data)).convert("RGB"))
+    assert np.array_equal(to_rgb(decoded), decoded)
+
+
 def test_sixteen_bit_grey_is_rotated_too():
     values = np.array([[0, 65535]], dtype=np.uint16)
     exif = Image.Exif()

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from onbrand.data.transform import ImageTransform
 from onbrand.inference.picture import encode_pictures, fit_to_frame
 from onbrand.pca import encode_mean
 from PIL import Image
@@ -38,6 +39,21 @@ def test_transparency_shows_the_backdrop_and_exif_turns():
     turned = two_tone(20, 20)
     turned.getexif()[0x0112] = 3  # upside down
     assert fit_to_frame(turned, 20, 20).getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_picture_is_read_as_training_reads_it(fit):
+    depth = Image.fromarray(np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16))
+    clear = two_tone().convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    damaged = two_tone()
+    damaged.info["exif"] = b"Exif\0\0" + bytes(20)
+    for image in (depth, clear, damaged):
+        trained = ImageTransform(32, 32, fit=fit, backdrop="#204060").resize(image)
+        assert np.array_equal(fit_to_frame(image, 32, 32, fit=fit, backdrop="#204060"), trained)
+    assert 100 < np.mean(fit_to_frame(depth, 24, 40)) < 155  # not clipped to white
+    with pytest.raises(ValueError, match="picture pixels must be 8-bit or 16-bit, got mode 'F'"):
+        fit_to_frame(Image.new("F", (8, 8)), 8, 8)
 
 
 @pytest.mark.parametrize("transform", [None, {"fit": "crop", "backdrop": "white", "height": 64, "width": 64}])

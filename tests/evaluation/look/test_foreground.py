@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onbrand import pca
 from onbrand.evaluation.look.foreground import MEASURES, border_ring, foreground_mask, look, measure, to_rgb
 from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
@@ -126,7 +127,10 @@ def test_large_and_small_pictures_measure_alike():
 def test_every_mode_becomes_rgb():
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
-    deep = Image.fromarray(np.full((8, 8), 32896, dtype=np.uint16))
+    keyed = Image.new("RGB", (8, 8), (1, 2, 3))
+    keyed.info["transparency"] = (1, 2, 3)
+    assert to_rgb(keyed).getpixel((0, 0)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
     assert to_rgb(deep).getpixel((0, 0)) == (128, 128, 128)
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([9, 8, 7] * 256)
@@ -162,4 +166,10 @@ def test_a_picture_of_every_mode_shows_the_same_product(mode):
         picture = (plain.convert(before) if before else plain).convert(mode)
     assert picture.mode == mode
     assert to_rgb(picture).mode == "RGB"
+    assert np.array_equal(to_rgb(picture), pca.rgb.to_rgb(picture))
     assert look(picture).values == pytest.approx(look(plain).values, abs=1e-3, nan_ok=True)
+
+
+def test_float_pixels_are_refused():
+    with pytest.raises(ValueError, match="picture pixels must be 8-bit or 16-bit, got mode 'F'"):
+        look(Image.new("F", (64, 64)))
