@@ -69,8 +69,8 @@ class Drawing:
         call = self._call
         if first.negative is not None:
             call = call | {"negative_prompt": first.negative}
-        if self.request.condition_picture is not None:
-            call = call | {"image": self.request.condition_picture}
+        if self._condition is not None:
+            call = call | {"image": self._condition}
         follow = functools.partial(trace, self.pipeline, first.prompt, seed=first.seed)
         from_noise = {key: value for key, value in call.items() if key not in ("x_start", "project_start")}
         traces = {"from pure noise": follow(**from_noise, start="none")}
@@ -85,7 +85,7 @@ class Drawing:
     def _plain(self, part: Sequence[int], *, advance: Advance, **more: Any) -> list[Image.Image]:
         galleries = [self.request.galleries[place] for place in part]
         classes = [self.settled.classes[place] for place in part]
-        condition = self.request.condition_picture
+        condition = self._condition
         return generate(
             self.pipeline,
             [gallery.prompt for gallery in galleries],
@@ -152,6 +152,10 @@ class Drawing:
             call["x_start"] = self.pipeline._encode(picture, height=height, width=width)
             call["project_start"] = self.request.project
         return call
+
+    @functools.cached_property
+    def _condition(self) -> Image.Image | None:
+        return self.request.condition_for(self.pipeline, self.settled.size)
 
     @functools.cached_property
     def _noise(self) -> Initializer | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,12 +73,15 @@ class Request:
 
             check_files(self)
 
-    @functools.cached_property
-    def condition_picture(self) -> Any:
-        """What a ControlNet is shown, in RGB; None where nothing is."""
+    def condition_for(self, pipeline: Any, size: tuple[int, int]) -> Any:
+        """What a ControlNet is shown, fitted to (height, width) as its training's; None where nothing is."""
+        from ..inference.inversion import fitted_as
+        from ..inference.picture import fit_to_frame
+
         if self.condition is None:
             return None
-        return open_picture("--condition", self.condition).convert("RGB")
+        (height, width), picture = size, open_picture("--condition", self.condition)
+        return fit_to_frame(picture, height, width, **fitted_as(pipeline))
 
     def known(self) -> list[dict[str, Any]]:
         """What is known before the checkpoint is opened of each picture's recipe."""
@@ -183,7 +185,8 @@ class Request:
 
 
 def open_picture(option: str, file: Path) -> Any:
-    """A picture with its pixels read. Raises ValueError, naming the option, on a file that is none."""
+    """A picture with its pixels read. Raises ValueError, naming the option, on a file that is none and on
+    float pixels, whose scale is unknown."""
     from PIL import Image
 
     if not file.is_file():
@@ -193,6 +196,8 @@ def open_picture(option: str, file: Path) -> Any:
         picture.load()
     except (OSError, SyntaxError, Image.DecompressionBombError):
         raise ValueError(f"{option} must be a picture, got {file}, which is none that can be read") from None
+    if picture.mode == "F":
+        raise ValueError(f"{option} must be a picture of 8-bit or 16-bit pixels, got {file}, of float ones")
     return picture
 
 

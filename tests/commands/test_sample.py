@@ -14,13 +14,22 @@ import pytest
 import torch
 from onbrand.__main__ import app
 from onbrand.commands.prompts import read_galleries
-from onbrand.inference import OffsetStableDiffusionPipeline, load_pipeline
+from onbrand.commands.request import Request
+from onbrand.data.catalogue import Catalogue
+from onbrand.data.picture import Picture
+from onbrand.data.transform import ImageTransform
+from onbrand.inference import (
+    OffsetStableDiffusionControlNetPipeline,
+    OffsetStableDiffusionPipeline,
+    load_pipeline,
+)
 from onbrand.inference.aggregation.turns import Turns
 from onbrand.inference.contrastive import ContrastiveNoise
 from onbrand.inference.couplings import Repulsive
 from onbrand.inference.generate import generate
 from onbrand.inference.learned import LearnedCoupling
 from onbrand.pca import Sampler, StartDistribution
+from onbrand.train.conditions import Conditions
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -290,6 +299,7 @@ def test_rows_that_cannot_be_read(tmp_path: Path, name: str, text: str, message:
         (("--start", "middle"), "--start must be mean, draw or none, got 'middle'"),
         (("--start-image", "nowhere.png"), "--start-image must be an existing picture, got nowhere.png"),
         (("--start-image", __file__), "--start-image must be a picture, got .*, which is none"),
+        (("--start-image", "float.tif"), "--start-image must be a picture of 8-bit or 16-bit pixels, got .*"),
         (("--condition", "nowhere.png"), "--condition must be an existing picture, got nowhere.png"),
         (("--project",), "--project must come with --start-image, got none"),
         (("--lora", "nowhere"), "--lora must be an existing file or folder, got nowhere"),
@@ -297,7 +307,7 @@ def test_rows_that_cannot_be_read(tmp_path: Path, name: str, text: str, message:
     ],
 )
 def test_bad_options_are_refused_before_anything_is_loaded(
-    checkpoint: Path, tmp_path: Path, monkeypatch, options: tuple, message: str
+    checkpoint: Path, tmp_path: Path, tmp_path_factory, monkeypatch, options: tuple, message: str
 ) -> None:
     from onbrand.commands import checkpoint as opened
 
@@ -305,6 +315,8 @@ def test_bad_options_are_refused_before_anything_is_loaded(
         raise AssertionError("loaded")
 
     monkeypatch.setattr(opened, "load_pipeline", fail)
+    monkeypatch.chdir(tmp_path_factory.mktemp("pictures"))
+    Image.new("F", (32, 32)).save("float.tif")
     with pytest.raises(ValueError, match=message) as error:
         invoke(checkpoint, "a thing", "-o", tmp_path / "out", *options)
     assert "\n" not in str(error.value)
@@ -347,6 +359,36 @@ def test_a_controlnet_needs_its_condition(tiny, tmp_path: Path) -> None:
                "-o", tmp_path / shade)  # fmt: skip
         drawn.append(pixels(Image.open(tmp_path / shade / "0000.png")))
     assert np.abs(drawn[0] - drawn[1]).max() > 1
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_condition_is_shown_as_in_training(tiny, tmp_path: Path, fit: str) -> None:
+    transform = ImageTransform(32, 32, fit=fit, backdrop="#204060")
+    start = StartDistribution.fit(
+        torch.randn(8, *tiny.LATENT_SHAPE, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(8, dtype=torch.long),
+        class_names=["mug"],
+        image_transform=transform.to_dict(),
+    )
+    parts = tiny.make_components()
+    pipeline = OffsetStableDiffusionControlNetPipeline(
+        **parts, controlnet=tiny.make_controlnet(parts["unet"]), start_distribution=start
+    )
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    wide = np.linspace(0, 65535, 24 * 40).reshape(24, 40).astype(np.uint16)
+    pictures = {
+        "depth.png": Image.fromarray(wide),
+        "clear.png": Image.merge("LA", [Image.linear_gradient("L").resize((40, 24))] * 2),
+        "turned.jpg": Image.fromarray((wide // 257).astype(np.uint8)),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name, **({"exif": turned} if name == "turned.jpg" else {}))
+        catalogue = Catalogue([Picture(tmp_path / name, "a mug", "mug", condition=tmp_path / name,
+                                       backdrop=transform.backdrop)])  # fmt: skip
+        request = Request("model", [], 1, condition=tmp_path / name)
+        shown = request.condition_for(pipeline, (32, 32))
+        assert np.array_equal(shown, Conditions(catalogue, "column", [transform]).image(0))
 
 
 def test_a_sampler_below_the_trained_range_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
