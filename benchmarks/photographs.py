@@ -13,12 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated
 
+import numpy as np
 import typer
 from onbrand.configs import load_config
 from onbrand.configs.schema import Config
 from onbrand.evaluation import Limits
 from onbrand.evaluation.audit import compare_table
-from onbrand.evaluation.paired import compare
+from onbrand.evaluation.paired import compare, standard_error
 from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.train.draw import round_robin
 from onbrand.train.judge import Audited, audit_held_out, audit_model, side_by_side
@@ -72,10 +73,13 @@ def main(
             drawing = to_draw(load_pipeline(model), "cpu")
             audited[name] = audit_model(drawing, part, limits=limits, start=start, settings=settings, seed=1)
         table = compare_table({name: found.report for name, found in audited.items()}, title=title)
-        test = compare(*(_rates(audited[name]) for name in (OFFSET_MEAN, PLAIN_MEAN)))
+        rates = {name: 100 * np.array(_rates(audited[name])) for name in models}
+        test = compare(rates[OFFSET_MEAN], rates[PLAIN_MEAN])
         Console().print(
             table,
-            f"{OFFSET_MEAN} less {PLAIN_MEAN}: {100 * test.difference:.1f} ± {100 * test.standard_error:.1f} "
+            "on brand, every caption counting once:",
+            *(f"  {name}: {own.mean():.1f} ± {standard_error(own):.1f} %" for name, own in rates.items()),
+            f"{OFFSET_MEAN} less {PLAIN_MEAN}: {test.difference:.1f} ± {test.standard_error:.1f} "
             f"points over {test.n} captions, p {test.p_value:.3f}",
         )
         if part is parts.held_out:

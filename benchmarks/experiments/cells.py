@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onbrand.inference.sampler_names import familiar_name
+
 from .catalogue import PICTURES
 from .starts import STARTS
 from .trainings import ALTERNATIVES, PICTURE_COUNTS, RANGES, RANKS, SHORT_STEPS, STEP_COUNTS, TRAININGS
@@ -37,8 +39,17 @@ class Cell:
 
     @property
     def told_start(self) -> str:
-        """The start, with the sampler where that is another."""
-        return self.start if self.is_usual else f"{self.start}, {self.sampler}"
+        """The start, and what is unusual about the sampler."""
+        told, usual = [self.start], Cell(self.training, self.start)
+        if (self.scheduler, self.steps) != (usual.scheduler, usual.steps):
+            told.append(f"{familiar_name(self.scheduler, {})} with {self.steps} steps")
+        if self.guidance_scale != usual.guidance_scale:
+            told.append(f"guidance {self.guidance_scale:g}")
+        if self.rescale:
+            told.append(f"rescaled by {self.rescale:g}")
+        if self.spacing:
+            told.append(f"{self.spacing} steps")
+        return ", ".join(told)
 
     @property
     def sampler(self) -> str:

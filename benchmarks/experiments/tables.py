@@ -19,11 +19,12 @@ MEASURES = {"on brand": "kept", "agreement": "agreed", "right": "right"}
 
 
 def table_of(comparison: Comparison) -> Table:
-    """A row for every training and start; p of a paired t-test of `on brand` against the reference.
+    """A row for every training and start, of the comparison's pictures, also where more are measured.
 
-    Errors and tests are over training seeds where there are several, else over products, whose pictures
-    fail together. Every row is of the comparison's pictures, also where more are measured. `agreement` is
-    divided by that of real pictures.
+    Of several training seeds each product has the mean; the error is over products, whose pictures fail
+    together. `difference`: of `on brand` from the reference's with the same seeds, in points, every product
+    of both sets counting once; its p is the larger of two paired t-tests, over products and over seeds.
+    `agreement` is divided by that of real pictures.
     """
     known = {
         name: {prompts: _of_products(line, prompts, comparison.pictures) for prompts in SETS}
@@ -35,10 +36,10 @@ def table_of(comparison: Comparison) -> Table:
     for prompts in SETS:
         for name in MEASURES:
             table.add_column(f"{name}, {prompts}", justify="right")
-    table.add_column("p")
+    table.add_column("difference", justify="right")
     real = known.get(REAL)
     if real:
-        table.add_row("real pictures", "", "", *_columns([real], real), "")
+        table.add_row("real pictures", "", "", *_columns(real, real), "")
         table.add_section()
     best = _lines(known, comparison, comparison.reference)
     for row in comparison.rows:
@@ -46,8 +47,9 @@ def table_of(comparison: Comparison) -> Table:
         if not lines:
             table.add_row(*told, "none")
             continue
-        p = _p_value(lines, best) if row != comparison.reference else ""
-        table.add_row(*told, str(len(lines)), *(_columns(list(lines.values()), real) if real else []), p)
+        columns = _columns(_mean(list(lines.values())), real) if real else []
+        difference = _difference(lines, best) if row != comparison.reference else ""
+        table.add_row(*told, str(len(lines)), *columns, difference)
     return table
 
 
@@ -67,41 +69,45 @@ def _lines(known: dict[str, Line], comparison: Comparison, row: Cell) -> dict[in
     return {seed: known[name] for seed, name in names.items() if name in known}
 
 
-def _columns(lines: Sequence[Line], real: Line) -> list[str]:
+def _mean(lines: Sequence[Line]) -> Line:
+    """Of each product over lines."""
+    return {
+        prompts: {name: np.mean([line[prompts][name] for line in lines], axis=0) for name in MEASURES}
+        for prompts in SETS
+    }
+
+
+def _columns(line: Line, real: Line) -> list[str]:
     columns = []
     for prompts in SETS:
-        kept, agreed, right = ([line[prompts][name] for line in lines] for name in MEASURES)
-        real_agreed = real[prompts]["agreement"].mean()
+        kept, agreed, right = (line[prompts][name] for name in MEASURES)
         columns += [
-            _with_error([100 * rates for rates in kept], "{:.1f} ± {:.1f} %"),
-            _with_error([rates / real_agreed for rates in agreed], "{:.3f} ± {:.3f}"),
-            f"{100 * np.mean(right):.1f} %",
+            _with_error(100 * kept, "{:.1f} ± {:.1f} %"),
+            _with_error(agreed / real[prompts]["agreement"].mean(), "{:.3f} ± {:.3f}"),
+            f"{100 * right.mean():.1f} %",
         ]
     return columns
 
 
-def _with_error(rates: Sequence[np.ndarray], form: str) -> str:
-    """The mean of the seeds' rates of each product, with its standard error."""
-    units = [float(rate.mean()) for rate in rates] if len(rates) > 1 else rates[0]
-    if not np.any(units):
-        return "0 %"
-    return form.format(np.mean(units), standard_error(units))
+def _with_error(rates: np.ndarray, form: str) -> str:
+    return form.format(rates.mean(), standard_error(rates)) if rates.any() else "0 %"
 
 
-def _p_value(lines: dict[int, Line], best: dict[int, Line]) -> str:
-    """Over the seeds that both have, of one over its products."""
+def _difference(lines: dict[int, Line], best: dict[int, Line]) -> str:
+    """From the reference, over the seeds that both have."""
     seeds = sorted(set(lines) & set(best))
     if not seeds:
         return ""
     ours, theirs = (
-        [np.concatenate([found[seed][prompts]["on brand"] for prompts in SETS]) for seed in seeds]
-        for found in (lines, best)
+        np.array([np.concatenate([side[seed][prompts]["on brand"] for prompts in SETS]) for seed in seeds])
+        for side in (lines, best)
     )
+    found = compare(100 * ours.mean(axis=0), 100 * theirs.mean(axis=0))
+    p = found.p_value
     if len(seeds) > 1:
-        found = compare(*([float(rates.mean()) for rates in side] for side in (ours, theirs)))
-    else:
-        found = compare(ours[0], theirs[0])
-    return "< .001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+        p = max(p, compare(ours.mean(axis=1), theirs.mean(axis=1)).p_value)
+    told = "p < .001" if p < 0.001 else f"p {p:.3f}".replace("0.", ".")
+    return f"{found.difference:+.1f} ± {found.standard_error:.1f}, {told}"
 
 
 def in_markdown(table: Table) -> str:

@@ -200,7 +200,7 @@ def test_a_table_shows_what_is_measured_and_what_is_not(lines: Path) -> None:
     table = tables.table_of(Comparison("few", rows))
     cells = list(zip(*(column.cells for column in table.columns), strict=True))
     assert cells[1][:4] == ("plain", "pure noise", "1", "25.0 ± 9.9 %")
-    assert cells[1][-1] == "< .001"
+    assert cells[1][-1].endswith(", p < .001")
     assert cells[2][:3] == ("plain", "class mean", "none")
     assert cells[3][4] == "1.000 ± " + cells[3][4].split("± ")[1]
     lines_of = tables.in_markdown(table=tables.table_of(Comparison("few", rows))).splitlines()
@@ -231,18 +231,27 @@ def test_the_pictures_of_a_product_count_as_one() -> None:
     """Half of 48 products fail, 16 times each: the error is of 48, not of 768."""
     kept = {"catalogue": [1] * 192, "new": [i % 48 < 24 for i in range(768)]}
     (found,) = written([line(kept=kept, seed=0)]).values()
-    columns = tables._columns([found], found)
+    columns = tables._columns(found, found)
     assert columns[3] == "50.0 ± 7.3 %"
 
 
-def test_several_seeds_are_tested_over_seeds() -> None:
+def test_a_difference_must_hold_over_products_and_over_seeds() -> None:
     def of(*rates: int) -> dict[int, tables.Line]:
         kept = [[i < rate for i in range(192)] for rate in rates]
         return written([line(kept={"catalogue": k, "new": k[:48]}, seed=i) for i, k in enumerate(kept)])
 
-    assert tables._p_value(of(100), of(140)) == "< .001"
-    assert float(tables._p_value(of(100, 139), of(140, 140))) > 0.3
-    assert tables._p_value(of(100, 90, 95), of(140, 131, 134)) == "< .001"
+    assert tables._difference(of(100), of(140)) == "-16.7 ± 2.4, p < .001"
+    one_seed_says_no = tables._difference(of(100, 139), of(140, 140))
+    assert one_seed_says_no.startswith("-8.5 ± 1.3, p .")
+    assert float(one_seed_says_no.split("p ")[1]) > 0.3
+    assert tables._difference(of(100, 90, 95), of(140, 131, 134)).endswith("p < .001")
+    assert tables._difference(of(100, 90), of(120)) == tables._difference(of(100), of(120))
+
+
+def test_errors_are_over_products_whatever_the_seeds() -> None:
+    kept = {"catalogue": [i < 96 for i in range(192)], "new": [1] * 48}
+    lines_of = list(written([line(kept=kept, seed=seed) for seed in range(3)]).values())
+    assert tables._columns(tables._mean(lines_of), lines_of[0])[0] == "50.0 ± 3.6 %"
 
 
 def test_a_table_has_the_pictures_that_every_row_has(lines: Path) -> None:
