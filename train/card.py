@@ -8,6 +8,8 @@ from pathlib import Path
 from ..configs.schema import Config
 from ..export.card import start_facts, write_card
 from ..pca import StartDistribution
+from .plan import trained_of
+from .stage import recorded
 
 PICTURE = "before_and_after.png"
 
@@ -19,9 +21,12 @@ def write_run_card(
     audits = {file.stem: json.loads(file.read_text()) for file in sorted((run / "audits").glob("*.json"))}
     shipped, picture = run / "audit.json", run / PICTURE
     facts = start_facts(start_distribution, vae_scale_factor=vae_scale_factor)
+    train = config.train
+    batch = recorded(run, "global batch", train.batch_size * train.gradient_accumulation)
+    trained = [f"{part} {how}" for part, how in trained_of(config.model).items()]
+    steps = f"{train.steps} steps of {batch} pictures, learning rate {train.learning_rate:g}"
     facts |= {
-        "trained": f"{config.model.method}, {config.train.steps} steps of {config.train.batch_size} pictures "
-        f"a process, learning rate {config.train.learning_rate:g}",
+        "trained": "; ".join([*trained, steps]),
         "seed": config.run.seed,
         "audited with": f"{config.run.audit.scheduler}, {config.run.audit.steps} steps, guidance "
         f"{config.run.audit.guidance_scale:g}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
-from ..configs.schema import Config
+from ..configs.schema import Config, ModelConfig
 from ..data.buckets import Buckets
 from ..data.catalogue import Catalogue
 from ..pca import build_scheduler, first_timestep
@@ -106,19 +106,29 @@ def plan_table(
     return table
 
 
-def _model_rows(config: Config, networks: Networks) -> list[tuple[str, str]]:
-    model = config.model
-    trained = sum(p.numel() for _, p in networks.denoiser.trained())
-    unet = sum(p.numel() for p in networks.pipeline.unet.parameters())
-    lora = f", rank {model.lora.rank}" if model.method == "lora" else ""
-    rows = [("base", f"{model.base}: UNet {TRAINED[model.method]}{lora}, {unet / 1e6:.1f} M parameters")]
+def trained_of(model: ModelConfig) -> dict[str, str]:
+    """What is trained of the UNet, and of text encoder and ControlNet where they are trained."""
+    rank = f", rank {model.lora.rank}"
+    trained = {"UNet": TRAINED[model.method] + (rank if model.method == "lora" else "")}
     if model.text_encoder != "frozen":
-        word = f" {model.token.word}" if model.text_encoder == "token" else ""
-        rows.append(("text encoder", TRAINED[model.text_encoder] + word))
+        more = {"token": f" {model.token.word}", "lora": rank}.get(model.text_encoder, "")
+        trained["text encoder"] = TRAINED[model.text_encoder] + more
     if model.controlnet is not None:
         condition = model.controlnet.column or "the product cut out of its picture"
-        rows.append(("ControlNet", f"from {model.controlnet.source}, condition: {condition}"))
-    return [*rows, ("trained", f"{trained / 1e6:.2f} M parameters, {config.train.optimizer}")]
+        trained["ControlNet"] = f"from {model.controlnet.source}, condition: {condition}"
+    return trained
+
+
+def _model_rows(config: Config, networks: Networks) -> list[tuple[str, str]]:
+    parts = trained_of(config.model)
+    trained = sum(p.numel() for _, p in networks.denoiser.trained())
+    unet = sum(p.numel() for p in networks.pipeline.unet.parameters())
+    base = f"{config.model.base}: UNet {parts.pop('UNet')}, {unet / 1e6:.1f} M parameters"
+    return [
+        ("base", base),
+        *parts.items(),
+        ("trained", f"{trained / 1e6:.2f} M parameters, {config.train.optimizer}"),
+    ]
 
 
 def _range_text(config: Config, offset_from: int, total: int) -> str:
