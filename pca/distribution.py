@@ -241,7 +241,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         class_ids = self._checked_ids(class_ids, any_class=True)
         if self.family == "pooled":
             weights = self._frequencies.to(self.mean)
-            pooled = torch.einsum("n,nchw->chw", weights / weights.sum(), self.mean)
+            pooled = _einsum("n,nchw->chw", weights / weights.sum(), self.mean)
             return torch.where((class_ids == ANY_CLASS).view(-1, 1, 1, 1), pooled, self.mean[class_ids])
         return self._from_scores(self._expected_scores(class_ids, text_embeds), class_ids)
 
@@ -299,11 +299,11 @@ class StartDistribution(ModelMixin, ConfigMixin):
         if not self.config["num_components"]:
             return self.mean[class_ids]
         centred = x_0.to(self.mean) - self.mean[class_ids]
-        scores = torch.einsum("bkchw,bchw->bk", self.components[class_ids], centred)
+        scores = _einsum("bkchw,bchw->bk", self.components[class_ids], centred)
         return self._from_scores(scores, class_ids)
 
     def _from_scores(self, scores: Tensor, class_ids: Tensor) -> Tensor:
-        return self.mean[class_ids] + torch.einsum("bk,bkchw->bchw", scores, self.components[class_ids])
+        return self.mean[class_ids] + _einsum("bk,bkchw->bchw", scores, self.components[class_ids])
 
     def _expected_scores(self, class_ids: Tensor, text_embeds: Tensor | None) -> Tensor:
         if not self.needs_text:
@@ -312,7 +312,7 @@ class StartDistribution(ModelMixin, ConfigMixin):
         if text_embeds is None or tuple(text_embeds.shape) != shape:
             got = None if text_embeds is None else tuple(text_embeds.shape)
             raise ValueError(f"text_embeds must be shaped {shape} for a text-conditioned start, got {got}")
-        told = torch.einsum("bke,be->bk", self.text_weight[class_ids], text_embeds.to(self.mean))
+        told = _einsum("bke,be->bk", self.text_weight[class_ids], text_embeds.to(self.mean))
         return told + self.text_bias[class_ids]
 
     @property
@@ -391,6 +391,12 @@ class StartDistribution(ModelMixin, ConfigMixin):
         copy = Path(save_directory) / SOURCE_FILE
         if copy.resolve() != Path(__file__).resolve():
             shutil.copyfile(__file__, copy)
+
+
+def _einsum(equation: str, *tensors: Tensor) -> Tensor:
+    """torch.einsum in the tensors' own precision, within autocast too."""
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return torch.einsum(equation, *tensors)
 
 
 def _listed(sizes: Iterable[Sequence[int]]) -> str:

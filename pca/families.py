@@ -48,7 +48,7 @@ def fit_family(
     tensor or anything that gives tensors by slices.
     Raises ValueError on an unknown family, on a K that the family cannot have, on a band beyond the latents,
     on text_embeds where there must be some or none, and as `fit_statistics` and `fit_text_map` do.
-    Source: METHODS 1, "More start distributions worth having".
+    Source: METHODS 1, "More start distributions".
     """
     check_family(family, components)
     if (family == "text") != (text_embeds is not None):

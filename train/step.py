@@ -63,7 +63,7 @@ def training_loss(
 def min_snr_weights(
     timesteps: Tensor, *, alphas_cumprod: Tensor, gamma: float, prediction_type: str
 ) -> Tensor:
-    """Min-SNR loss weights (B,); the offset leaves them as they are (METHODS 1, identity checks).
+    """Min-SNR loss weights (B,); the offset leaves them as they are (METHODS 1, "Training").
 
     min(SNR, gamma) over SNR for epsilon, over SNR + 1 for v_prediction, min(SNR, gamma) itself for sample.
     """

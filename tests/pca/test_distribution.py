@@ -48,6 +48,23 @@ def test_projection_closed_form():
     torch.testing.assert_close(d.project(x, ids).flatten(1), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["pca", "pooled", "text"])
+def test_autocast_leaves_starts_in_float32(family):
+    told = {"text_embeds": torch.randn(60, 5)} if family == "text" else {}
+    d, x, ids = fit(n=60, family=family, **told)
+    some = {"text_embeds": told["text_embeds"][:8]} if told else {}
+    x, ids = x[:8], ids[:8]
+
+    def starts():
+        drawn = d.sample(ids, torch.Generator().manual_seed(0), **some)
+        return [d.project(x, ids), d.expected(ids, **some), drawn]
+
+    expected = starts()
+    with torch.autocast("cpu", torch.bfloat16):
+        for found, exact in zip(starts(), expected, strict=True):
+            assert torch.equal(found, exact)
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**31), components=st.sampled_from([0, 1, 5]))
 def test_projection_is_idempotent_and_leaves_draws_alone(seed, components):
