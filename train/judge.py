@@ -51,10 +51,14 @@ def fix_limits(
 
 
 def audit_held_out(part: Part, vae: Any, *, limits: Limits, processes: Processes = ALONE) -> Audited:
-    """Held-out catalogue pictures, after the same round trip: what a perfect model would score."""
-    rows = list(range(len(part)))
+    """Held-out catalogue pictures, after the same round trip: what a perfect model would score.
+
+    All of them, or of a large part as many as the limits are fixed from, class by class.
+    """
+    rows = sorted(round_robin(part.catalogue, CALIBRATION_PICTURES))
     pictures = decode_rows(vae, part, rows, processes=processes)
-    return Audited(pictures, part.catalogue.captions, audit(pictures, limits, classes=_classes(part, rows)))
+    captions = [part.catalogue.captions[row] for row in rows]
+    return Audited(pictures, captions, audit(pictures, limits, classes=_classes(part, rows)))
 
 
 def audit_model(
