@@ -6,16 +6,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import importlib.util
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Barrier
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from onbrand.configs import Config, config_of
+from onbrand.data.processes import Processes
 
 # the tests run several processes side by side: more threads than cores would make them wait for each other
 torch.set_num_threads(1)
+
+PATIENCE = 30  # seconds before a process that waits for ever is an error
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +73,30 @@ def make_config(tiny_base: Path, tmp_path: Path) -> Callable[..., Config]:
         return config_of([f"{key}={'null' if value is None else value}" for key, value in values.items()])
 
     return make
+
+
+def run_together(count: int, work: Callable[[Processes], Any]) -> list[Any]:
+    """What work returned, or the ValueError it raised, in each of count processes."""
+    barrier, lists = Barrier(count, timeout=PATIENCE), [[]] * count
+
+    def gather(index: int, items: list) -> list:
+        lists[index] = pickle.loads(pickle.dumps(items))
+        barrier.wait()
+        joined = [item for part in lists for item in part]
+        barrier.wait()
+        return joined
+
+    def run(index: int) -> Any:
+        try:
+            return work(Processes(index, count, partial(gather, index), barrier.wait))
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """Threads that stand in for the processes of a run, see `run_together`."""
+    return run_together

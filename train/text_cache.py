@@ -129,25 +129,33 @@ def _cached(
     batch_size: int = 64,
     processes: Processes,
 ) -> tuple[list[int], ShardRows]:
-    """The row of each caption, and the rows, one a distinct caption; those not on disk yet are computed."""
+    """The row of each caption, and the rows, one a distinct caption; those not on disk yet are computed.
+
+    Raises ValueError if what another process computed is not in the folder.
+    """
     distinct = sorted(set(captions))
     tokens = tokenize(pipeline, distinct)
     keys = [hashlib.sha256(ids.numpy().tobytes()).hexdigest() for ids in tokens]
     folder = recipe_folder(cache_dir, json.dumps(list(recipe)))
     entries = read_entries(folder)
-    missing = [i for i, key in enumerate(keys) if key not in entries]
-    processes.wait()  # all have looked before any writes
-    own = processes.share(missing)
+    # the main process's word: another may have looked later, when some of them were written already
+    missing: list[int] = processes.gather([[i for i, key in enumerate(keys) if key not in entries]])[0]
 
-    def batches() -> Iterator[dict[str, dict[str, Tensor]]]:
+    def batches(own: Sequence[int]) -> Iterator[dict[str, dict[str, Tensor]]]:
         for first in range(0, len(own), batch_size):
             some = own[first : first + batch_size]
             kept = {name: x.cpu() for name, x in embedded(tokens[some]).items() if x is not None}
             yield {keys[i]: {name: tensor[j] for name, tensor in kept.items()} for j, i in enumerate(some)}
 
-    write_shards(folder, batches(), shard_size=256)
-    processes.wait()
-    entries = read_entries(folder)
+    if missing:
+        write_shards(folder, batches(processes.share(missing)), shard_size=256)
+        processes.wait()
+        entries = read_entries(folder)
+        if lost := [i for i, key in enumerate(keys) if key not in entries]:
+            raise ValueError(
+                f"embeddings of caption {distinct[lost[0]]!r} must be in {folder} once encoded, got none: "
+                "all processes must see the same cache folder"
+            )
     place = {caption: i for i, caption in enumerate(distinct)}
     return [place[caption] for caption in captions], ShardRows(entries[key] for key in keys)
 

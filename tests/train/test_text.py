@@ -1,8 +1,9 @@
 """What the denoiser reads of captions and conditions, against the pipelines of diffusers."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from threading import Barrier, Thread
+from threading import local
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from onbrand.data.processes import Processes
+from onbrand.data.shards import read_entries
 from onbrand.inference.text import pooled_text, text_encoders, tokenize, tokenizers
 from onbrand.train import text_cache
 from onbrand.train.denoiser import Denoiser
@@ -283,27 +285,52 @@ def test_a_caption_is_encoded_once_and_found_again(sd1: Any, tmp_path: Path, enc
 
 
 def test_processes_divide_the_captions_and_read_the_same(
-    sdxl: Any, tmp_path: Path, encoded: list[int]
+    sdxl: Any, tmp_path: Path, encoded: list[int], together: Callable
 ) -> None:
-    barrier = Barrier(2, timeout=30)
-    results: dict[int, CachedText] = {}
-
-    def work(index: int) -> None:
-        processes = Processes(index, 2, wait=barrier.wait)
-        results[index] = cache_text(sdxl, CAPTIONS, cache_dir=tmp_path, processes=processes)
-
-    threads = [Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = together(
+        2, lambda processes: cache_text(sdxl, CAPTIONS, cache_dir=tmp_path, processes=processes)
+    )
     assert sorted(encoded) == [2, 2]
     alone = cache_text(sdxl, CAPTIONS, cache_dir=tmp_path / "alone")
     for row in (0, 1, 2, 3, None):
         for name in ("hidden", "pooled"):
-            own, other = (results[index][row][name] for index in range(2))
+            own, other = (result[row][name] for result in results)
             assert torch.equal(own, other)
             torch.testing.assert_close(own, alone[row][name], rtol=1e-5, atol=1e-6)
+
+
+def test_processes_agree_on_what_is_missing(
+    sd1: Any, tmp_path: Path, together: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looks before another run writes the empty caption, one after it."""
+    here = local()
+    cache_text(sd1, [], cache_dir=tmp_path)
+
+    def look(folder: Path) -> dict:
+        looked, here.looked = here.looked, True
+        return read_entries(folder) if looked else {}
+
+    monkeypatch.setattr(text_cache, "read_entries", look)
+
+    def work(processes: Processes) -> CachedText:
+        here.looked = not processes.is_main
+        return cache_text(sd1, CAPTIONS, cache_dir=tmp_path, processes=processes)
+
+    first, second = together(2, work)
+    for row in (0, 1, 2, 3, None):
+        assert torch.equal(first[row]["hidden"], second[row]["hidden"])
+
+
+def test_embeddings_that_do_not_arrive_are_an_error(sd1: Any, tmp_path: Path, together: Callable) -> None:
+    """As on two machines that do not share the folder."""
+    folders = [tmp_path / name for name in "ab"]
+    errors = together(
+        2,
+        lambda processes: cache_text(sd1, CAPTIONS, cache_dir=folders[processes.index], processes=processes),
+    )
+    for error, folder in zip(errors, folders, strict=True):
+        assert f"must be in {folder}" in str(error)
+        assert "once encoded, got none: all processes must see the same cache folder" in str(error)
 
 
 def test_another_encoder_or_dtype_is_another_folder(tiny: ModuleType, tmp_path: Path) -> None:
