@@ -10,6 +10,7 @@ import jinja2
 from PIL import Image
 
 from .start_page import data_uri
+from .whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("compare_page.html")
 SIDE = 256
@@ -44,10 +45,7 @@ def write_compare_page(
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, verdict=verdict, facts=facts, sections=sections
     )
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
-    return path
+    return write_whole(page, path)
 
 
 def _shown(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range, allowed_range
 from .look.foreground import MEASURES, Look
 from .look.kind import DESCRIPTOR
 from .reference import FEWEST, Reference, own_kinds, own_poses
+from .whole_file import write_whole
 
 SMALLEST_CLASS = 40  # classes with fewer pictures are judged by the pooled limits
 # what a photographer keeps the same; a product's own lightness or outline may well come in groups
@@ -218,9 +219,5 @@ def _ranges(stored: Mapping[str, Sequence[float]]) -> dict[str, Range]:
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Writes strict JSON beside `path`, then renames, so that no half-written file is ever seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    beside.replace(path)
+    """Writes strict JSON, whole or not at all."""
+    write_whole(json.dumps(content, indent=2, allow_nan=False) + "\n", path)

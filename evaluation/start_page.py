@@ -17,6 +17,7 @@ from rich.text import Text
 
 from ..pca import Diagnosis, Outlier
 from ..pca.verdict import STRONG
+from .whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("start_page.html")
 SHOWN_KS = (1, 2, 4, 8, 16)
@@ -67,10 +68,7 @@ def write_start_page(
         percent=percent,
         strong=STRONG,
     )
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(page, encoding="utf-8")
-    beside.replace(path)
-    return path
+    return write_whole(page, path)
 
 
 def data_uri(image: Image.Image) -> str:
