@@ -6,14 +6,19 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..configs import config_of
-from .console import best_device, notes_once, quiet_console, quiet_log
+from .console import best_device, check_folder, notes_once, quiet_console, quiet_log
 from .judges import load_descriptor
 from .prompts import read_galleries
+
+if TYPE_CHECKING:
+    from ..configs.schema import DataConfig
+    from ..data.catalogue import Catalogue
+    from ..data.transform import ImageTransform
 
 NOISES = 2  # of each prompt: pictures of one prompt from different noises are what a threshold must part
 SHOWN = 8
@@ -27,15 +32,19 @@ class Asked(NamedTuple):
     class_name: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shown:
-    """A catalogue whose pictures are fitted to the models' frame when they are asked for."""
+    """A catalogue whose pictures are fitted to a model's frame when they are asked for.
 
-    catalogue: Any
-    transform: Any
+    transforms: one a row.
+    """
+
+    config: DataConfig
+    catalogue: Catalogue
+    transforms: list[ImageTransform]
 
     def image(self, row: int) -> Any:
-        return self.transform.resize(self.catalogue.image(row))
+        return self.transforms[row].resize(self.catalogue.image(row))
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -60,22 +69,32 @@ def compare(
     descriptor: an SSCD torchscript file or a CLIP folder or hub id; None: thumbnails. threshold: the cosine
     above which two pictures are the same one; None: .6 for SSCD, else the lowest that at most 1 % of pairs of
     one prompt's pictures from different noises exceed. Writes compare.json and compare.html to output.
-    Raises ValueError on prompts from nowhere, and on models that cannot draw them.
+    Raises ValueError on prompts from nowhere, on models that cannot draw them or not from the same noises, on
+    a descriptor that is none, a threshold that is no cosine, and an output that is a file.
     """
     console = quiet_console()
     from ..evaluation.compare_page import write_compare_page
     from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
+    from ..evaluation.thumbnails import Thumbnails
+    from ..evaluation.whole_file import write_whole
 
     if pictures < 2 * NOISES:
         raise ValueError(f"--pictures must be at least {2 * NOISES}, got {pictures}")
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise ValueError(f"--threshold must be a cosine between -1 and 1, got {threshold:g}")
+    check_folder(output)
+    given = None if descriptor is None else load_descriptor(descriptor)
     models = _models(first, second)
-    shown = None if catalogue is None else _open(catalogue, side=max(models[first]._size(None, None)))
-    asked = _asked(models[first], first, shown, prompts=prompts, count=pictures // NOISES)
+    height, width = _frame(models)
+    shown = None if catalogue is None else _open(catalogue, models)
+    own = None if shown is None else shown[first]
+    asked = _asked(models[first], first, own, prompts=prompts, count=pictures // NOISES)
     captions = [
         f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(NOISES)
     ]
-    drawn = _drawn(models, asked, steps=steps, guidance=guidance, seed=seed, console=console)
-    describe = _descriptor(descriptor, drawn[first])
+    how: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed}
+    drawn = _drawn(models, asked, **how, height=height, width=width, console=console)
+    describe = Thumbnails(drawn[first]) if given is None else given
     features = {name: np.asarray(describe(own)) for name, own in drawn.items()}
     ours, theirs = features[first], features[second]
     threshold, why = _threshold(threshold, describe, drawn[first], ours, theirs)
@@ -89,22 +108,21 @@ def compare(
         "same picture": why,
     }
     if shown is not None:
-        known = _features(shown, describe)
-        for name, own in features.items():
-            scores[f"GL of {name}"] = gl_score(own, known, threshold=threshold)
-            places, best = nearest(own, known, 1)
-            sections.append(_nearest(name, drawn[name], shown, places[:, 0], best[:, 0], captions))
-        facts["catalogue"] = f"{catalogue}, {len(shown)} pictures"
+        known = {one: _features(one, describe) for one in set(shown.values())}
+        for name, each in features.items():
+            scores[f"GL of {name}"] = gl_score(each, known[shown[name]], threshold=threshold)
+            places, best = nearest(each, known[shown[name]], 1)
+            sections.append(_nearest(name, drawn[name], shown[name], places[:, 0], best[:, 0], captions))
+        facts["catalogue"] = f"{catalogue}, {len(shown[first])} pictures"
     for name, score in scores.items():
         facts[name] = f"{score}, 95 % {_interval(score)}"
-    output.mkdir(parents=True, exist_ok=True)
     title = f"{first} and {second}"
     page = write_compare_page(
         output / "compare.html", title=title, verdict=_verdict(scores), facts=facts, sections=sections
     )
     told = {name: asdict(score) for name, score in scores.items()}
     report = {"first": first, "second": second, "facts": facts, "scores": told, "cosines": same.tolist()}
-    (output / "compare.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(json.dumps(report, indent=1) + "\n", output / "compare.json")
     console.print(_table(scores, title=title))
     console.print(f"{why}\n[bold]page[/]  {page}", soft_wrap=True)
     return page
@@ -121,6 +139,31 @@ def _models(*names: str) -> dict[str, Any]:
         if hasattr(pipeline, "controlnet"):
             raise ValueError(f"checkpoint must be one without a ControlNet, got {name}")
     return models
+
+
+def _frame(models: dict[str, Any]) -> tuple[int, int]:
+    """Height and width in pixels that all models draw, from noises of one shape: the first's own if all do.
+
+    Raises ValueError, with each one's own latents, where there is none.
+    """
+
+    def sizes(pipeline: Any) -> list[tuple[int, int]]:
+        start, factor = pipeline.start_distribution, pipeline.vae_scale_factor
+        return [(h * factor, w * factor) for h, w in start.sizes] if start else [pipeline._size(None, None)]
+
+    def latents(pipeline: Any, size: tuple[int, int]) -> tuple[int, ...]:
+        return (pipeline.vae.config.latent_channels, *(side // pipeline.vae_scale_factor for side in size))
+
+    def draws(pipeline: Any, size: tuple[int, int]) -> bool:
+        return pipeline.start_distribution is None or size in sizes(pipeline)
+
+    for size in (size for pipeline in models.values() for size in sizes(pipeline)):
+        shapes = {latents(pipeline, size) for pipeline in models.values()}
+        if len(shapes) == 1 and all(draws(pipeline, size) for pipeline in models.values()):
+            return size
+    own = {name: latents(pipeline, pipeline._size(None, None)) for name, pipeline in models.items()}
+    told = " and ".join(f"{' x '.join(map(str, shape))} for {name}" for name, shape in own.items())
+    raise ValueError(f"checkpoints must draw from latents of one shape, got {told}")
 
 
 def _drawn(models: dict[str, Any], asked: list[Asked], *, console: Any, **how: Any) -> dict[str, list[Any]]:
@@ -162,19 +205,38 @@ def _interval(score: Any) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def _open(catalogue: str, *, side: int) -> Any:
-    from ..train.part import transform_of
-    from ..train.prepare import open_catalogue
+def _open(catalogue: str, models: dict[str, Any]) -> dict[str, Shown]:
+    """The catalogue in each model's frame, opened once where they are alike.
 
-    config = config_of([], data={"source": catalogue, "resolution": side})
-    opened, transform = open_catalogue(config.data), transform_of(config.data)
+    A model without a start distribution does not know how it was taught: it takes the other's.
+    """
+    from .audit import framing_of
 
-    return Shown(opened, transform)
+    known = [pipeline for pipeline in models.values() if pipeline.start_distribution]
+    found: dict[str, Shown] = {}
+    for name, pipeline in models.items():
+        told = pipeline if pipeline.start_distribution or not known else known[0]
+        config = config_of([], data={"source": catalogue, **framing_of(told)}).data
+        alike = [shown for shown in found.values() if shown.config == config]
+        found[name] = alike[0] if alike else _in_frame(config)
+    return found
 
 
-def _asked(pipeline: Any, name: str, catalogue: Any, *, prompts: Path | None, count: int) -> list[Asked]:
-    """The prompts: a file's, the catalogue's captions, or the prefixes by which classes are known."""
+def _in_frame(config: DataConfig) -> Shown:
+    from ..train.part import size_of, transform_of
+    from ..train.prepare import buckets_of, open_catalogue
+
+    catalogue = open_catalogue(config)
+    buckets = buckets_of(catalogue, config, complete=False)
+    transforms = [transform_of(config, size_of(buckets, row)) for row in range(len(catalogue))]
+    return Shown(config, catalogue, transforms)
+
+
+def _asked(pipeline: Any, name: str, shown: Shown | None, *, prompts: Path | None, count: int) -> list[Asked]:
+    """The prompts: a file's, the catalogue's captions under the prefixes by which the model knows classes, or
+    those alone."""
     start = pipeline.start_distribution
+    prefixes = (start.config["caption_prefixes"] if start else None) or {}
     if prompts is not None:
         rows = read_galleries([f"@{prompts}"], count=1, class_name=None, negative=None, seed=0)
         if any(row.negative is not None or row.seed != i for i, row in enumerate(rows)):
@@ -182,12 +244,13 @@ def _asked(pipeline: Any, name: str, catalogue: Any, *, prompts: Path | None, co
                 f"--prompts must say prompt and class alone, got seeds or negatives in {prompts}"
             )
         found = [Asked(row.prompt, row.class_name) for row in rows]
-    elif catalogue is not None:
-        shown = [Asked(caption, picture.class_name) for caption, picture in
-                 zip(catalogue.catalogue.captions, catalogue.catalogue.pictures, strict=True)]  # fmt: skip
-        found = list(dict.fromkeys(shown))
-    elif start is not None and start.config["caption_prefixes"]:
-        prefixes = start.config["caption_prefixes"]
+    elif shown is not None:
+        found = []
+        for caption, picture in zip(shown.catalogue.captions, shown.catalogue.pictures, strict=True):
+            prefix = prefixes.get(picture.class_name)
+            found.append(Asked(f"{prefix}, {caption}" if prefix else caption, picture.class_name))
+        found = list(dict.fromkeys(found))
+    elif prefixes:
         found = [Asked(prefix, class_name) for class_name, prefix in prefixes.items()]
     else:
         raise ValueError(f"prompts must come by --prompts or --catalogue for {name}, got neither")
@@ -197,7 +260,15 @@ def _asked(pipeline: Any, name: str, catalogue: Any, *, prompts: Path | None, co
 
 
 def _draw(
-    pipeline: Any, asked: list[Asked], *, steps: int, guidance: float, seed: int, advance: Any
+    pipeline: Any,
+    asked: list[Asked],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    height: int,
+    width: int,
+    advance: Any,
 ) -> list[Any]:
     from ..inference.generate import generate
     from ..pca import Sampler
@@ -208,16 +279,8 @@ def _draw(
         call = {"class_names": names, "start": start.default_start}
     return generate(
         pipeline, [one.prompt for one in asked], count=NOISES, sampler=Sampler("DDIMScheduler", steps),
-        guidance_scale=guidance, seed=seed, advance=advance, **call,
+        guidance_scale=guidance, seed=seed, height=height, width=width, advance=advance, **call,
     )  # fmt: skip
-
-
-def _descriptor(source: str | None, reference: list[Any]) -> Any:
-    if source is None:
-        from ..evaluation.thumbnails import Thumbnails
-
-        return Thumbnails(reference)
-    return load_descriptor(source)
 
 
 def _threshold(

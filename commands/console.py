@@ -24,6 +24,12 @@ def best_device() -> str:
     )
 
 
+def check_folder(output: Path) -> None:
+    """Raises ValueError on an output that is there and no folder."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output must be a folder, got the file {output}")
+
+
 def quiet_console() -> Console:
     """A console; the libraries' notes about optional parts are silenced."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

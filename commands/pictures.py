@@ -12,9 +12,11 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from ..evaluation import contact_sheet
+from .console import check_folder
 from .recipes import Recipe, parameters
 
 RECIPES, SHEET, TRACE = "samples.json", "sheet.jpg", "trace.png"
+BOXES, ATTENTION = "layout.jpg", "attention.jpg"  # beside a gallery that follows a layout
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 MOST_ON_SHEET = 512
 
@@ -37,8 +39,7 @@ def check_output(output: Path, recipes: Sequence[Recipe]) -> None:
 
     Raises ValueError with the first difference.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"--output must be a folder, got the file {output}")
+    check_folder(output)
     rule = "--output must be a new folder, or one with pictures of the same recipe"
     file = output / RECIPES
     if file.is_file():

@@ -16,9 +16,9 @@ from ..inference.tickets.first_pass import normalised, plain_unet
 from ..inference.tickets.guidance import words_in
 from ..inference.tickets.layouts import Layout
 from .coupled import guided
+from .pictures import ATTENTION, BOXES
 from .request import Request
 
-BOXES, ATTENTION = "layout.jpg", "attention.jpg"
 MOST_ROWS = 4
 
 
