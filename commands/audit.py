@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from ..configs import config_of
-from .console import best_device, notes_once, quiet_console
+from .console import best_device, check_folder, notes_once, quiet_console
 from .judges import load_descriptor, load_scorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..configs.schema import DataConfig
     from ..data.catalogue import Catalogue
     from ..evaluation.agreement import Scorer
     from ..evaluation.looks import Descriptor
@@ -63,10 +64,12 @@ def audit(
     descriptor: an SSCD torchscript file, or a CLIP folder or hub id, that tells kinds of pictures apart;
     clip: a CLIP folder or hub id that scores pictures with their captions.
     Raises ValueError on a subject that is neither pictures nor a checkpoint, an unreadable catalogue,
-    models that are none, pictures without captions if they are scored, or a `min_pass` that is no share.
+    models that are none, pictures without captions if they are scored, a `min_pass` that is no share, or an
+    output that is a file.
     """
     if not 0 <= min_pass <= 1:
         raise ValueError(f"--min-pass must be between 0 and 1, got {min_pass:g}")
+    check_folder(output)
     console = quiet_console()
     from PIL.Image import DecompressionBombWarning
 
@@ -145,7 +148,7 @@ def _audit_folder(subject: str, asked: Asked) -> Findings:
     names = [path.relative_to(folder).as_posix() for path in paths]
     config = config_of(asked.overrides, data={"source": asked.against, "resolution": FOLDER_RESOLUTION}).data
     captions = None if scorer is None else captions_of(folder, paths, column=config.caption_column)
-    catalogue = open_catalogue(config, captioned=scorer is not None)
+    catalogue = _measurable(open_catalogue(config, captioned=scorer is not None), config)
     sizes = [*sizes_of(paths), *((width, height) for height, width in catalogue.sizes)]
     fit, side = fit_for(sizes), config.resolution
     known = Fitted(catalogue.image, len(catalogue), fit, side)
@@ -200,6 +203,21 @@ def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
         **_left_out(parts[0].catalogue),
     }
     return Findings(audited, examples, facts)
+
+
+def _measurable(catalogue: Catalogue, config: DataConfig) -> Catalogue:
+    """The catalogue without what leaves too few pixels to measure; Raises ValueError when nothing is left."""
+    from ..evaluation.look.framing import measurable
+
+    fine = [measurable((width, height), config.resolution) for height, width in catalogue.sizes]
+    kept = catalogue.subset(row for row, is_fine in enumerate(fine) if is_fine)
+    small = [origin for origin, is_fine in zip(catalogue.origins, fine, strict=True) if not is_fine]
+    kept.dropped += [(origin, "with fewer than 8 x 8 pixels to measure") for origin in small]
+    if not len(kept):
+        raise ValueError(
+            f"catalogue {config.source} must hold a usable picture, got {len(kept.dropped)} unusable ones"
+        )
+    return kept
 
 
 def _left_out(catalogue: Catalogue) -> dict[str, str]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from .pictures import RECIPES, SHEET, TRACE
+from .pictures import ATTENTION, BOXES, RECIPES, SHEET, TRACE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
 Fit = Callable[["Image", int], "Image"]
+AUDIT = "audit.json"
+# what commands write beside pictures or numbers: by the file that tells of it
+WRITTEN = {AUDIT: (SHEET,), RECIPES: (SHEET, TRACE, BOXES, ATTENTION)}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Fitted(Sequence["Image"]):
 
 
 def pictures_of(folder: Path, *, output: Path) -> list[Path]:
-    """The pictures to audit: all in the folder but sheets that `onbrand audit` and `sample` wrote there.
+    """The pictures to audit: all in the folder but those that `onbrand audit` and `sample` wrote to be read.
 
     Raises ValueError when none is left.
     """
@@ -50,8 +53,8 @@ def pictures_of(folder: Path, *, output: Path) -> list[Path]:
 
     found = picture_paths(folder)
     written = {(output / SHEET).resolve()}
-    for recipes in folder.rglob(RECIPES):
-        written |= {recipes.with_name(name).resolve() for name in (SHEET, TRACE)}
+    for teller, names in WRITTEN.items():
+        written |= {file.with_name(name).resolve() for file in folder.rglob(teller) for name in names}
     kept = [path for path in found if path.resolve() not in written]
     if not kept:
         raise ValueError(f"folder must hold pictures beside contact sheets, got none in {str(folder)!r}")
@@ -60,27 +63,24 @@ def pictures_of(folder: Path, *, output: Path) -> list[Path]:
 
 def open_upright(path: Path, *, backdrop: str) -> Image:
     """A picture as a catalogue's are read; Raises ValueError that names a file which cannot be."""
-    from ..data.decode import to_rgb
-    from ..evaluation.looks import open_picture
+    from ..data.decode import decode_image
 
-    image = open_picture(path)
-    try:
-        return to_rgb(image, backdrop=backdrop)
-    except ValueError as error:
-        raise ValueError(f"picture must be readable, got {str(path)!r}: {error}") from error
+    return decode_image(path.read_bytes(), name=repr(str(path)), backdrop=backdrop)
 
 
 def sizes_of(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
     """Width and height of each, upright, by its header alone; Raises ValueError that names a bad file."""
-    from PIL import ExifTags, Image
+    from PIL import Image
+
+    from ..pca.rgb import orientation
 
     for path in paths:
         try:
             with Image.open(path) as image:
                 width, height = image.size
-                lies = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                lies = orientation(image) >= 5
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"picture must be readable, got {str(path)!r}: {error}") from error
+            raise ValueError(f"picture {str(path)!r} must be readable, got {error}") from error
         yield (height, width) if lies else (width, height)
 
 

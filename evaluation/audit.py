@@ -108,9 +108,10 @@ class AuditReport:
 
     @property
     def rules(self) -> dict[str, float]:
-        """Share of pictures that kept each rule, in [0, 1]."""
+        """Share of pictures that kept each rule they were judged by, in [0, 1]."""
+        judged = [rule for rule in self.limits.rules if rule != "text" or self.text_agreement is not None]
         broken = [{failure.rule for failure in failures} for failures in self.failures]
-        return {rule: 1 - sum(rule in rules for rules in broken) / self.n for rule in self.limits.rules}
+        return {rule: 1 - sum(rule in rules for rules in broken) / self.n for rule in judged}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers, strings and lists; what could not be measured is None."""
@@ -131,7 +132,6 @@ class AuditReport:
             "n": self.n,
             "rules": self.rules,
             "limits": self.limits.to_dict(),
-            "clusters": [each.to_dict() for each in self.limits.disagreements],
             "text_agreement": None if self.text_agreement is None else self.text_agreement.to_dict(),
             "pictures": pictures,
         }

@@ -18,8 +18,9 @@ from .audit_rows import Row, listed_rows, rows_of, shown_rows, worst_of
 from .criteria import CRITERIA, TOTAL_LEVEL, Criterion, Range
 from .limits import Limits
 from .look.foreground import to_rgb
-from .rules import describe_limits
+from .rules import describe_limits, digits_to_tell, span
 from .start_page import data_uri
+from .whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("audit_page.html")
 FEW, LARGE_SIDE, SIDE = 64, 512, 256  # up to FEW inlined pictures are inlined large
@@ -63,7 +64,6 @@ def write_audit_page(
     for what, given in (("pictures", pictures), ("captions", captions)):
         if given is not None and len(given) != report.n:
             raise ValueError(f"{what} must be one for each of the report's {report.n}, got {len(given)}")
-    path = Path(path)
     found = report.to_dict()
     rows = rows_of(found, limits=report.limits, captions=captions)
     shown = shown_rows(rows)
@@ -82,7 +82,7 @@ def write_audit_page(
         limit_table=limit_table(report.limits.pooled),
         own_limits={name: own_limits(report.limits, name) for name in report.limits.by_class},
         level=TOTAL_LEVEL,
-        more=further(found),
+        more=further({"clusters": found["limits"]["clusters"], **found}),
         rows=rows,
         listed=listed_rows(rows, shown),
         shown=shown,
@@ -96,12 +96,7 @@ def write_audit_page(
         height=CHART_HEIGHT,
         bar=CHART_WIDTH / BINS,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
-    # a file name that is no text has lone surrogates, which UTF-8 cannot write
-    beside.write_text(page, encoding="utf-8", errors="replace")
-    beside.replace(path)
-    return path
+    return write_whole(page, path)
 
 
 def rule_table(rows: Sequence[Row], *, report: AuditReport) -> list[dict[str, Any]]:
@@ -125,14 +120,16 @@ def rule_table(rows: Sequence[Row], *, report: AuditReport) -> list[dict[str, An
 def limit_table(ranges: Mapping[str, Range]) -> list[tuple[str, str, str, str, str]]:
     """Name, rule, allowed range, floor and its reason of each criterion."""
     return [
-        (label(name), (c := CRITERIA[name]).rule, span(allowed, c), number(c.floor, c), c.why)
+        (label(name), (c := CRITERIA[name]).rule, told_range(allowed, c), number(c.floor, c), c.why)
         for name, allowed in ranges.items()
     ]
 
 
 def own_limits(limits: Limits, class_name: str) -> dict[str, str]:
     """What one class allows, criterion -> text, of those criteria that it has limits of its own for."""
-    return {name: span(allowed, CRITERIA[name]) for name, allowed in limits.by_class[class_name].items()}
+    return {
+        name: told_range(allowed, CRITERIA[name]) for name, allowed in limits.by_class[class_name].items()
+    }
 
 
 def histogram(name: str, rows: Sequence[Row], limits: Limits) -> Chart | None:
@@ -160,7 +157,7 @@ def histogram(name: str, rows: Sequence[Row], limits: Limits) -> Chart | None:
     return Chart(
         name=label(name),
         rule=criterion.rule,
-        allowed=span(limit, criterion),
+        allowed=told_range(limit, criterion),
         outside=int(outside.sum()),
         bars=[
             (i * CHART_WIDTH / BINS, float(kept[i] * unit), float(lost[i] * unit))
@@ -208,9 +205,8 @@ def told(name: str, row: Row, limits: Limits) -> str:
     if value is None or criterion is None or name not in row.wrong:
         return number(value, criterion)
     allowed = limits.of(row.class_name)[name]
-    limit = allowed.low if value < allowed.low else allowed.high
-    pairs = [[number(each, criterion, more=more) for each in (value, limit)] for more in range(4)]
-    return next((own for own, other in pairs if own != other), pairs[0][0])
+    more = digits_to_tell(value, allowed, lambda each, more: number(each, criterion, more=more))
+    return number(value, criterion, more=more)
 
 
 def number(value: float | None, criterion: Criterion | None, *, more: int = 0) -> str:
@@ -224,12 +220,9 @@ def number(value: float | None, criterion: Criterion | None, *, more: int = 0) -
     return f"{value:z.{more + (1 if criterion.floor >= 1 else 2 if criterion.floor >= 0.1 else 3)}f}"
 
 
-def span(allowed: Range, criterion: Criterion) -> str:
-    """An allowed range as text; an end that no value can pass is left out."""
-    low, high = number(allowed.low, criterion), number(allowed.high, criterion)
-    if allowed.low <= criterion.lowest:
-        return "any" if allowed.high >= criterion.highest else f"at most {high}"
-    return f"at least {low}" if allowed.high >= criterion.highest else f"{low} to {high}"
+def told_range(allowed: Range, criterion: Criterion) -> str:
+    """An allowed range as text, its ends as `number` tells them."""
+    return span(allowed, criterion, lambda end: number(end, criterion))
 
 
 def _within_sight(limit: Range, criterion: Criterion, values: np.ndarray) -> Range:

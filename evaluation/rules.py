@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
-from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range
+from .criteria import CRITERIA, FLOORS, POOLED, RULES, Criterion, Range
 from .limits import Limits, background_distance, write_json
 from .look.foreground import Look
 
@@ -91,10 +92,26 @@ def describe(name: str, value: float, *, allowed: Range) -> str:
     Told with more digits where the value would otherwise read like the limit that it breaks.
     """
     words, form = WORDS[name]
-    limit = allowed.low if value < allowed.low else allowed.high
-    digits = next((n for n in range(4) if _told(value, form, n) != _told(limit, form, n)), 0)
-    told = (_told(each, form, digits) for each in (value, *allowed))
+    more = digits_to_tell(value, allowed, lambda number, more: _told(number, form, more))
+    told = (_told(each, form, more) for each in (value, *allowed))
     return words.format(**dict(zip(("value", "low", "high"), told, strict=True)))
+
+
+def digits_to_tell(value: float, allowed: Range, tell: Callable[[float, int], str]) -> int:
+    """How many digits more, up to 3, a value needs so as not to read like the limit that it breaks.
+
+    tell: a number and how many digits more -> text.
+    """
+    limit = allowed.low if value < allowed.low else allowed.high
+    return next((more for more in range(4) if tell(value, more) != tell(limit, more)), 0)
+
+
+def span(allowed: Range, criterion: Criterion, tell: Callable[[float], str]) -> str:
+    """An allowed range as text; an end that no value can pass is left out."""
+    low, high = tell(allowed.low), tell(allowed.high)
+    if allowed.low <= criterion.lowest:
+        return "any" if allowed.high >= criterion.highest else f"at most {high}"
+    return f"at least {low}" if allowed.high >= criterion.highest else f"{low} to {high}"
 
 
 def _told(value: float, form: str, more: int = 0) -> str:
@@ -137,9 +154,4 @@ def describe_limits(limits: Limits, *, rule: str) -> str:
 
 
 def _span(limits: Limits, name: str, form: str) -> str:
-    """A pooled range in few words; an end that no value can pass is left out."""
-    criterion, allowed = CRITERIA[name], limits.pooled[name]
-    low, high = (_told(end, form) for end in allowed)
-    if allowed.low <= criterion.lowest:
-        return "any" if allowed.high >= criterion.highest else f"at most {high}"
-    return f"at least {low}" if allowed.high >= criterion.highest else f"{low} to {high}"
+    return span(limits.pooled[name], CRITERIA[name], lambda end: _told(end, form))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from PIL import Image, ImageOps
 
-from .foreground import border_ring, to_rgb
+from .foreground import LONGEST_SIDE, SMALLEST_SIDE, border_ring, to_rgb
 
 SAME_SHAPE = 1.02  # ratio of two aspect ratios up to which they are one
 
@@ -35,6 +35,12 @@ def squared(picture: Image.Image, side: int) -> Image.Image:
     pixels = np.asarray(picture)
     red, green, blue = np.median(pixels[border_ring(*pixels.shape[:2])], axis=0).round().astype(int).tolist()
     return ImageOps.pad(picture, (side, side), Image.Resampling.LANCZOS, color=(red, green, blue))
+
+
+def measurable(size: tuple[int, int], side: int) -> bool:
+    """Whether a picture of this (width, height), `shrunk` to side, has the 8 x 8 pixels that are measured."""
+    scale = min(1.0, min(side, LONGEST_SIDE) / max(size))
+    return round(scale * min(size)) >= SMALLEST_SIDE
 
 
 def fit_for(sizes: Iterable[tuple[int, int]]) -> Callable[[Image.Image, int], Image.Image]:

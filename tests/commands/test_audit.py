@@ -247,11 +247,11 @@ def test_an_empty_folder_and_a_file_that_is_no_picture_are_named(catalogue, fold
     with pytest.raises(ValueError, match=r"folder must hold pictures \(.*\), got none in '.*empty'"):
         invoke(tmp_path / "empty", *arguments)
     (folder / "ü 日本.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"picture must be readable, got '.*ü 日本\.png': "):
+    with pytest.raises(ValueError, match=r"picture '.*ü 日本\.png' must be readable, got cannot identify"):
         invoke(folder, *arguments)
     Image.new("F", (40, 40)).save(folder / "ü 日本.tif")
     (folder / "ü 日本.png").unlink()
-    with pytest.raises(ValueError, match=r"readable, got '.*ü 日本\.tif': .* 8-bit or 16-bit, got mode 'F'"):
+    with pytest.raises(ValueError, match=r"picture '.*ü 日本\.tif' must be readable, got float pixels"):
         invoke(folder, *arguments)
     Image.new("RGB", (80, 80)).resize((4, 4)).save(folder / "ü 日本.png")
     (folder / "ü 日本.tif").unlink()
@@ -259,10 +259,40 @@ def test_an_empty_folder_and_a_file_that_is_no_picture_are_named(catalogue, fold
         invoke(folder, *arguments)
 
 
-def test_sheets_that_commands_wrote_are_no_pictures_to_audit(folder, tmp_path) -> None:
-    for place in (folder, folder / "audit", folder / "sub"):
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_fine_pixels_with_a_damaged_exif_block_are_audited(kind, catalogue, folder, tmp_path) -> None:
+    for path in (folder / NAMES[0], catalogue / "item 00.png"):
+        Image.open(path).save(path, kind, exif=b"Exif\0\0" + bytes(20))
+    assert len(_audited(tmp_path, invoke(folder, "--against", catalogue, "-o", tmp_path / "audit"))) == 3
+    assert json.loads((tmp_path / "audit" / "limits.json").read_text())["n"] == 24
+
+
+def test_pictures_of_the_catalogue_too_small_to_measure_are_left_out(catalogue, folder, tmp_path) -> None:
+    for name, size in {"icon": (4, 4), "strip": (400, 11)}.items():
+        Image.new("RGB", size).save(catalogue / f"{name}.png")
+    told = invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")[1]
+    counts = "2 with fewer than 8 x 8 pixels to measure (the first is icon.png)"
+    assert f"note: pictures of the catalogue were left out: {counts}" in told.splitlines()
+    assert json.loads((tmp_path / "audit" / "limits.json").read_text())["n"] == 24
+    for path in catalogue.glob("item*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="must hold a usable picture, got 2 unusable ones"):
+        invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_measured(tmp_path) -> None:
+    (tmp_path / "audit").write_text("mine")
+    with pytest.raises(ValueError, match=r"--output must be a folder, got the file .*audit"):
+        invoke("no/such/folder", "--against", "nothing", "-o", tmp_path / "audit")
+
+
+def test_pictures_that_commands_wrote_to_be_read_are_not_audited(folder, tmp_path) -> None:
+    for place in (folder, folder / "audit", folder / "earlier", folder / "sub"):
         draw(place / "sheet.jpg")
+    (folder / "earlier" / "audit.json").write_text("{}")
     (folder / "sub" / "samples.json").write_text("[]")
+    for name in ("trace.png", "layout.jpg", "attention.jpg"):
+        draw(folder / "sub" / name)
     names = [path.relative_to(folder).as_posix() for path in pictures_of(folder, output=folder / "audit")]
     assert names == sorted([*NAMES, "sheet.jpg"])  # a sheet of nobody is a picture
     with pytest.raises(ValueError, match="folder must hold pictures beside contact sheets, got none in "):

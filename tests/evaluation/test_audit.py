@@ -159,7 +159,6 @@ def test_json_holds_the_contract_and_the_limits(tmp_path, limits, draw):
     assert stored["pictures"][2]["failures"][0] == {
         "rule": "scale", "reason": "no product stands out from the backdrop"
     }  # fmt: skip
-    assert stored["clusters"] == []
     assert stored["text_agreement"] is None
 
 
@@ -274,7 +273,7 @@ def test_a_catalogue_that_disagrees_with_itself_is_told_and_both_halves_pass(dra
     assert [{"background"} <= {failure.rule for failure in broken} for broken in report.failures] == [
         False, False, True,
     ]  # fmt: skip
-    (found,) = report.to_dict()["clusters"]
+    (found,) = report.to_dict()["limits"]["clusters"]
     assert found["criterion"] == "background"
     assert [cluster["size"] for cluster in found["clusters"]] == [30, 30]
     assert "limits from 60 catalogue pictures that disagree on background" in rendered(report.table())
@@ -336,7 +335,9 @@ def test_captions_are_judged_where_the_catalogue_was_scored(tmp_path, draw, draw
     assert loaded.text_agreement == agreement
     assert "of the catalogue's own 1.000, by brightness" in rendered(loaded.table())
     # without captions nothing is scored
-    assert "text" not in audit([picture], limits).measures[0]
+    unscored = audit([picture], limits)
+    assert "text" not in {**unscored.measures[0], **unscored.rules, **unscored.to_dict()["rules"]}
+    assert "score at least" not in rendered(unscored.table())
 
 
 def test_captions_are_only_reported_where_the_catalogue_was_not_scored(limits, draw):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onbrand.evaluation import RULES, AuditReport, Failure, Range, audit, audit_rows, calibrate
 from onbrand.evaluation.audit import describe_limits
-from onbrand.evaluation.audit_page import histogram, number, rule_table, span, verdict, write_audit_page
+from onbrand.evaluation.audit_page import histogram, number, rule_table, told_range, verdict, write_audit_page
 from onbrand.evaluation.audit_rows import beyond, judged_values, rows_of, shown_rows, worst_of
 from onbrand.evaluation.criteria import CRITERIA
 from PIL import Image
@@ -178,7 +178,7 @@ def test_the_rows_hold_the_measured_values_and_mark_the_wrong_ones(tmp_path, rep
     table = page.one("table", id="all")
     heads = [head.text for head in table.all("th")]
     at = heads.index("offset x")
-    assert table.all("th")[at].attributes["data-allowed"] == span(
+    assert table.all("th")[at].attributes["data-allowed"] == told_range(
         report.limits.pooled["offset_x"], CRITERIA["offset_x"]
     )
     for row in table.one("tbody").all("tr"):
@@ -323,10 +323,10 @@ def test_the_verdict_says_how_many_and_what_most_often(kept, n, words, limits):
 
 
 def test_only_ends_that_a_value_can_pass_are_told():
-    assert span(Range(0, 3.04), CRITERIA["background"]) == "at most 3.0"
-    assert span(Range(-0.02, 0.045), CRITERIA["offset_x"]) == "-2.0 % to 4.5 %"
-    assert span(Range(12, 100), CRITERIA["lightness"]) == "at least 12.0"
-    assert span(Range(0, 1), CRITERIA["area"]) == "any"
+    assert told_range(Range(0, 3.04), CRITERIA["background"]) == "at most 3.0"
+    assert told_range(Range(-0.02, 0.045), CRITERIA["offset_x"]) == "-2.0 % to 4.5 %"
+    assert told_range(Range(12, 100), CRITERIA["lightness"]) == "at least 12.0"
+    assert told_range(Range(0, 1), CRITERIA["area"]) == "any"
     assert number(-0.0001, CRITERIA["offset_x"]) == "0.0 %"
     assert number(None, None) == ""
     assert number(12.34, None) == "12.3"
@@ -347,12 +347,10 @@ def test_clusters_and_whatever_else_was_found_are_shown(tmp_path, report, pictur
     class Richer(AuditReport):
         def to_dict(self):
             found = super().to_dict()
-            found |= {
-                "clusters": [
-                    {"criterion": "background", "class": None, "clusters": groups},
-                    {"criterion": "area"},
-                ]
-            }
+            found["limits"]["clusters"] = [
+                {"criterion": "background", "class": None, "clusters": groups},
+                {"criterion": "area"},
+            ]
             found |= {"text_agreement": 0.9123456, "warnings": ["two <kinds> of backdrop"], "nothing": None}
             found["pictures"][0]["text_agreement"] = 0.5
             return found
@@ -438,7 +436,7 @@ def test_a_value_is_marked_by_the_limits_of_its_own_class(tmp_path, report, pict
     assert '{"mug": {"offset_x": "-0.1 % to 0.1 %"}}' in text
     chart = histogram("offset_x", rows_of(judged.to_dict(), limits=own), own)
     assert chart.outside == 3
-    assert chart.allowed == span(limits.pooled["offset_x"], CRITERIA["offset_x"])
+    assert chart.allowed == told_range(limits.pooled["offset_x"], CRITERIA["offset_x"])
 
 
 def test_a_wrong_value_that_reads_like_its_limit_has_more_digits(tmp_path, report, pictures):
