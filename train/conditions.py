@@ -26,15 +26,21 @@ class Conditions:
     kind: str
     transforms: list[ImageTransform]
 
+    def given(self, row: int) -> Image.Image:
+        """The condition picture of a row as the catalogue has it; what is transparent of a mask is black."""
+        if self.kind == "mask":
+            return replace(self.catalogue.pictures[row], backdrop="black").open_condition()
+        return self.catalogue.condition(row)
+
     def image(self, row: int) -> Image.Image:
         """The condition of a row as an RGB picture of the training size."""
         transform = self.transforms[row]
         if self.kind == "column":
-            return transform.resize(self.catalogue.condition(row))
+            return transform.resize(self.given(row))
         picture = transform.resize(self.catalogue.image(row))
         if self.kind == "mask":
             bars = replace(transform, backdrop="black")  # what is added to the frame is no product
-            mask = bars.resize(self.catalogue.condition(row)).convert("L")
+            mask = bars.resize(self.given(row)).convert("L")
         else:
             mask = product_mask(picture)
         return Image.composite(picture, Image.new("RGB", picture.size), mask)

@@ -171,12 +171,10 @@ def _prepare(
         processes=processes,
     )
     options, part = config.train, prepared.train
-    told = json.dumps([part.catalogue.captions, part.catalogue.class_ids.tolist()])
     inputs = {
-        "pictures": part.cache.content_hash,
-        "conditions": _hash_conditions(part, processes),
+        **_contents(part, processes),
+        "held out": _contents(prepared.held_out, processes),
         "cached text": cached_text,
-        "captions and classes": hashlib.sha256(told.encode()).hexdigest(),
         "base": base_hash,
         "global batch": options.batch_size * options.gradient_accumulation * processes.count,
     }
@@ -197,13 +195,24 @@ def _prepare(
     return prepared, lock
 
 
+def _contents(part: Part, processes: Processes) -> dict[str, str]:
+    """Hashes of what a part of the catalogue holds."""
+    told = json.dumps([part.catalogue.captions, part.catalogue.class_ids.tolist()])
+    return {
+        "pictures": part.cache.content_hash,
+        "conditions": _hash_conditions(part, processes),
+        "captions and classes": hashlib.sha256(told.encode()).hexdigest(),
+    }
+
+
 def _hash_conditions(part: Part, processes: Processes) -> str:
     """sha256 over the columns of condition pictures or masks, "" without any."""
-    if part.condition is None or part.condition.kind == "segment":
+    conditions = part.condition
+    if conditions is None or conditions.kind == "segment":
         return ""
 
     def digest(row: int) -> str:
-        return hashlib.sha256(part.catalogue.condition(row).tobytes()).hexdigest()
+        return hashlib.sha256(conditions.given(row).tobytes()).hexdigest()
 
     return hashlib.sha256("".join(processes.map(digest, range(len(part)))).encode()).hexdigest()
 

@@ -82,9 +82,10 @@ def hold(run: Path) -> FileLock:
 
 
 def check_same_inputs(run: Path, inputs: dict[str, Any]) -> bool:
-    """Whether the run has recorded its inputs already. Raises ConfigError if they were others."""
+    """Whether the run has recorded its inputs. Raises ConfigError if those it recorded were others."""
     file = run / INPUTS
-    if file.exists() and (changed := differences(json.loads(file.read_text()), inputs)):
+    before = json.loads(file.read_text()) if file.exists() else {}
+    if changed := differences(before, {key: value for key, value in inputs.items() if key in before}):
         raise ConfigError(f"{run} must go on with what it was started with, got " + "; ".join(changed))
     return file.exists()
 

@@ -11,7 +11,7 @@ from onbrand.inference import load_pipeline
 from onbrand.train.metrics import read_metrics
 from onbrand.train.prepare import open_catalogue, prepare, split_catalogue
 from onbrand.train.run import run_training
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 
 MakeConfig = Callable[..., Config]
@@ -50,6 +50,10 @@ def folder(tmp_path: Path) -> Path:
         )
     (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
+
+
+class Reached(Exception):
+    """Ends a run where a test has seen enough."""
 
 
 BUCKETS = {"data__buckets": "[[48, 32], [32, 48]]", "data__resolution": 32}
@@ -200,12 +204,42 @@ def test_the_studio_is_limited_and_prefixed_as_any_catalogue(make_config: MakeCo
     assert some.prefixes["mug"] == "a cup"
 
 
-def test_changed_masks_are_noticed(make_config: MakeConfig, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [(0, "conditions"), (1, "conditions"), (1, "captions and classes")],
+)
+def test_a_changed_catalogue_is_noticed_by_what_was_recorded(
+    make_config: MakeConfig,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: int,
+    change: str,
+) -> None:
     options = {"model__method": "frozen", "model__controlnet": "{condition: mask, column: mask}"}
-    config = make_config(data__source=folder, **SHORT, **options)
-    run_training(config, console=Console(quiet=True))
-    for file in folder.glob("*_mask.png"):
-        mask = Image.open(file)
-        mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file)
-    with pytest.raises(ConfigError, match="conditions: "):
+    config = make_config(data__source=folder, **options)
+
+    def stop(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("onbrand.train.run._train_and_export", stop)
+    with pytest.raises(Reached):
+        run_training(config, console=Console(quiet=True))
+    row = int(Path(split_catalogue(config)[part].origins[0].split()[-1]).stem)
+    if change == "captions and classes":
+        file = folder / "metadata.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows[row]["text"] += " again"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        file = folder / f"{row}_mask.png"
+        ImageOps.flip(Image.open(file)).save(file)
+    key = f"held out.{change}" if part else change
+    with pytest.raises(ConfigError, match=rf"got {key}: '\w+' -> '\w+'$"):
+        run_training(config, console=Console(quiet=True))
+    recorded = tmp_path / "run" / "inputs.json"
+    inputs = json.loads(recorded.read_text())
+    del inputs[key.partition(".")[0]]
+    recorded.write_text(json.dumps(inputs))
+    with pytest.raises(Reached):
         run_training(config, console=Console(quiet=True))

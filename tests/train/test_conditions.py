@@ -53,6 +53,15 @@ def test_a_masked_product_lies_on_black() -> None:
     assert (shown[~where] == 0).all()
 
 
+def test_what_is_transparent_of_a_mask_is_no_product() -> None:
+    alpha = mask(32, 48, BOX)
+    cut_out = Image.merge("LA", [Image.new("L", alpha.size, 255), alpha])
+    shown = np.asarray(conditions("mask", picture(32, 48, BOX), cut_out).image(0))
+    where = inside(32, 48, BOX)
+    assert (shown[where] == RED).all()
+    assert (shown[~where] == 0).all()
+
+
 def test_a_mask_keeps_what_it_says_not_what_stands_out() -> None:
     """The mask covers backdrop and half of the product."""
     box = (0, 16, 0, 24)
