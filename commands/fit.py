@@ -134,10 +134,10 @@ def _add(what: str, *, earlier: Path, overrides: list[str], console: Console) ->
         (height, width): Statistics.load(_statistics_file(earlier, (height, width)))
         for height, width in config.data.buckets or [(config.data.resolution, config.data.resolution)]
     }
+    processes = processes_of(start_accelerator(config))  # before anything is on a device: it says which
+    console.quiet = not processes.is_main
     pipeline = load_base(config.model).to(best_device())
     check_vae(start.config["vae_fingerprint"], pipeline.vae)
-    processes = processes_of(start_accelerator(config))
-    console.quiet = not processes.is_main
     # prefixes are those of the start distribution: the new pictures need not be of all its classes
     reading = config.data.model_copy(update={"source": what, "class_prefixes": {}})
     reading = config_of(overrides, data=reading.model_dump(mode="json")).data

@@ -147,9 +147,10 @@ def test_fit_diagnoses_a_catalogue_and_takes_more_pictures(
 
 
 def test_pictures_are_added_as_the_earlier_fit_was_made(
-    tiny_base: Path, catalogue: Path, tmp_path: Path
+    tiny_base: Path, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from onbrand.pca import StartDistribution
+    from onbrand.train import launch
 
     for i in range(12):
         Image.open(catalogue / f"{i:02d}.png").crop((8, 0, 72, 64)).save(catalogue / f"{i:02d}.png")
@@ -162,7 +163,14 @@ def test_pictures_are_added_as_the_earlier_fit_was_made(
     more.mkdir()
     Image.new("RGB", (64, 64), "red").save(more / "0.png")
     (more / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "new", "class": "round"}')
+    order: list[str] = []
+    start_accelerator = launch.start_accelerator
+    monkeypatch.setattr(
+        launch, "start_accelerator", lambda config: order.append("process") or start_accelerator(config)
+    )
+    monkeypatch.setattr("onbrand.commands.fit.best_device", lambda: order.append("device") or "cpu")
     invoke("fit", more, "--add-to", out)
+    assert order == ["process", "device"]  # which device is best is another for each process
     assert (out / "config.yaml").read_text() == before
     assert {file.name for file in out.glob("*.html")} == pages
     start = StartDistribution.from_pretrained(out / "start_distribution")
