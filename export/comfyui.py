@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..inference.trace import decode
+from ..inference.vae import pictures_of
 from ..pca import StartDistribution
 
 UNSCALED = "latent_format_version_0"  # without it ComfyUI takes the latents for scaled by 0.18215
@@ -74,7 +74,7 @@ def save_comfyui_starts(
         unscaled = start.latents / vae.scaling_factor + (vae.get("shift_factor") or 0.0)
         save_latent(unscaled, latent_file, workflow=workflow)
         picture = latent_file.with_suffix(".png")
-        decode(pipeline, start.latents[None])[0].save(picture)
+        pictures_of(pipeline.vae, start.latents[None])[0].save(picture)
         if not written:
             (folder / "workflow.json").write_text(json.dumps(workflow, indent=2), encoding="utf-8")
         written += [latent_file, picture]

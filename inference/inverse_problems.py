@@ -12,7 +12,6 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ..evaluation.pixels import Mask, to_mask
 from ..pca import Sampler
@@ -22,6 +21,7 @@ from .inversion import for_gradients, frame, starts
 from .noise import draw_noise
 from .start import is_flow, start_latents
 from .unet_call import told_to_unet
+from .vae import checkpointed, decode
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -204,16 +204,6 @@ def posterior_step(
     return step.prev_sample.detach() - xi * gradient, _rms(gap.detach())
 
 
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) float32 of scaled latents, [-1, 1] is the range shown, unclipped; differentiable.
-
-    With a gradient the decoder keeps its input alone and runs again on the way back.
-    """
-    shift = vae.config.get("shift_factor") or 0.0
-    unscaled = latents / vae.config.scaling_factor + shift
-    return _again(lambda z: vae.decode(z.to(vae.dtype), return_dict=False)[0].float(), unscaled)
-
-
 class _Guided:
     """The network's output for one prompt, float32, with guidance as in the pipeline's own call."""
 
@@ -239,17 +229,11 @@ class _Guided:
 
     def __call__(self, x: Tensor, timestep: Any) -> Tensor:
         seen = torch.cat([x] * len(self.told["encoder_hidden_states"])).to(self.unet.dtype)
-        output = _again(lambda noisy: self.unet(noisy, timestep, **self.told)[0].float(), seen)
+        output = checkpointed(lambda noisy: self.unet(noisy, timestep, **self.told)[0].float(), seen)
         if len(output) == 1:
             return output
         without, text = output.chunk(2)
         return without + self.guidance_scale * (text - without)
-
-
-def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False)
 
 
 def _rms(gap: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..pca import Sampler
 from .choice import StartChoice, check_choice
@@ -18,6 +17,7 @@ from .generate import build_sampler
 from .picture import encode_pictures, fit_to_frame
 from .start import is_flow
 from .unet_call import told_to_unet
+from .vae import checkpointed, decode, precise
 
 DDIM = Sampler("DDIMScheduler", 20)
 
@@ -94,14 +94,12 @@ class DdimMap:
         vae = getattr(self.pipeline, "vae", None)
         if vae is None:
             return (x_0 + 1) / 2
-        unscaled = x_0 / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        decoded = _with_checkpoint(lambda latents: vae.decode(latents.to(vae.dtype)).sample, unscaled)
-        return (decoded.float() + 1) / 2
+        return (decode(vae, x_0) + 1) / 2
 
     def _output(self, x_t: Tensor, timestep: int) -> Tensor:
         unet = self.pipeline.unet
         told = {**self.told, "return_dict": False}
-        return _with_checkpoint(lambda x: unet(x.to(unet.dtype), timestep, **told)[0].float(), x_t)
+        return checkpointed(lambda x: unet(x.to(unet.dtype), timestep, **told)[0].float(), x_t)
 
 
 def invert(
@@ -238,16 +236,9 @@ def for_gradients(pipeline: Any) -> Iterator[None]:
         for weight in trained:
             undo.callback(weight.requires_grad_, True)
             weight.requires_grad_(False)
-        if vae is not None and vae.dtype == torch.float16 and vae.config.force_upcast:
-            undo.callback(vae.to, torch.float16)
-            vae.to(torch.float32)
+        if vae is not None:
+            undo.enter_context(precise(vae))
         yield
-
-
-def _with_checkpoint(function: Any, x: Tensor) -> Tensor:
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False)
 
 
 def _ddim(pipeline: Any, sampler: Sampler) -> Any:

@@ -1,7 +1,6 @@
 """A gallery drawn so that a gradient reaches its noise: straight past the sampler, through the decoder."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from ..pca import Sampler
 from .generate import NO_CONFIG, build_sampler, sampling_with
 from .mixin import OffsetPipelineMixin
+from .vae import precise, unscaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +85,7 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     Picture by picture, and again for the gradient; a VAE in half precision works in float32 meanwhile, where
     neither its activations nor small gradients are lost.
     """
-    config = vae.config
-    shift: Tensor | float = config.get("shift_factor") or 0.0
-    scale: Tensor | float = config.scaling_factor
-    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-        shift = latents.new_tensor(config.latents_mean)[:, None, None]
-        scale = config.scaling_factor / latents.new_tensor(config.latents_std)[:, None, None]
-    decoded = _OneByOne.apply(latents / scale + shift, vae)
+    decoded = _OneByOne.apply(unscaled(vae, latents), vae)
     return (decoded / 2 + 0.5).clamp(0, 1)
 
 
@@ -102,30 +96,22 @@ class _OneByOne(torch.autograd.Function):
     def forward(ctx: Any, latents: Tensor, vae: Any) -> Tensor:
         ctx.save_for_backward(latents)
         ctx.vae = vae
-        with _in_float32(vae) as decode_one:
-            return torch.cat([decode_one(z) for z in latents.split(1)])
+        with precise(vae, always=True):
+            return torch.cat([_decode_one(vae, z) for z in latents.split(1)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor, None]:
         (latents,) = ctx.saved_tensors
         found = []
-        with _in_float32(ctx.vae) as decode_one, torch.enable_grad():
+        with precise(ctx.vae, always=True), torch.enable_grad():
             for z, gradient in zip(latents.split(1), gradients.split(1), strict=True):
                 z = z.detach().requires_grad_()
                 # for z alone: the VAE's own weights collect no gradient, whether they are frozen or not
-                found += torch.autograd.grad(decode_one(z), z, gradient)
+                found += torch.autograd.grad(_decode_one(ctx.vae, z), z, gradient)
         return torch.cat(found), None
 
 
-@contextmanager
-def _in_float32(vae: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-    """The VAE's decoder in float32, and back."""
-    dtype = vae.dtype
-    try:
-        if dtype != torch.float32:
-            vae.to(torch.float32)
-        yield lambda z: vae.decode(z, return_dict=False)[0]
-    finally:
-        if dtype != torch.float32:
-            vae.to(dtype)
+def _decode_one(vae: Any, z: Tensor) -> Tensor:
+    decoded: Tensor = vae.decode(z, return_dict=False)[0]
+    return decoded

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
 from torch import Tensor
 
 from ..pca import Sampler
-from .generate import NO_CONFIG, batch_that_fits, build_sampler, sampling_with
+from .generate import NO_CONFIG, build_sampler, sampling_with
 from .prediction import predicted_x_0
 
 
@@ -70,21 +68,3 @@ def record_steps(scheduler: Any) -> list[TraceStep]:
 
     scheduler.step = step
     return steps
-
-
-@torch.no_grad()
-def decode(pipeline: Any, latents: Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents (B, C, h, w), by a pipeline's VAE; one that asks for it works in float32."""
-    vae, dtype = pipeline.vae, pipeline.vae.dtype
-    pictures: list[Image.Image] = []
-    try:
-        # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
-        if dtype == torch.float16 and vae.config.force_upcast:
-            vae.to(torch.float32)
-        for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
-            unscaled = part / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-            decoded = vae.decode(unscaled.to(pipeline._execution_device, vae.dtype)).sample
-            pictures += VaeImageProcessor().postprocess(decoded.float())
-    finally:
-        vae.to(dtype)
-    return pictures

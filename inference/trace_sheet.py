@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation.contact_sheet import GAP, INK, MARGIN, NEUTRAL, PAPER, QUIET
-from .trace import TraceStep, decode
+from .trace import TraceStep
+from .vae import pictures_of
 
 TILE = 128
 LABEL = 170
@@ -26,7 +27,7 @@ def trace_sheet(pipeline: Any, traces: Mapping[str, Sequence[TraceStep]], *, tit
     """
     shown = {name: _spread(steps) for name, steps in traces.items()}
     decoded = {
-        name: [decode(pipeline, torch.stack(latents)) for latents in _by_row(steps)]
+        name: [pictures_of(pipeline.vae, torch.stack(latents)) for latents in _by_row(steps)]
         for name, steps in shown.items()
     }
     steps = next(iter(shown.values()))

@@ -27,11 +27,11 @@ def encode_mean(vae: Any, pixels: Tensor) -> Tensor:
     pixels: (B, 3, H, W) in [-1, 1], any dtype and device. Returns (B, C, h, w) float32 where the VAE runs.
     """
     with torch.no_grad():
-        mean = vae.encode(pixels.to(_runs_on(vae), vae.dtype)).latent_dist.mean.float()
+        mean = vae.encode(pixels.to(runs_on(vae), vae.dtype)).latent_dist.mean.float()
     return (mean - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
 
-def _runs_on(network: Any) -> torch.device:
+def runs_on(network: Any) -> torch.device:
     """Where a network computes: an offloaded one is moved there only while it is called."""
     for module in network.modules():
         device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)

@@ -13,8 +13,8 @@ from ..configs.schema import Config
 from ..data.processes import ALONE, Processes
 from ..evaluation.start_page import ClassPictures, write_start_page
 from ..inference.start import at_first_step, signal_power
+from ..inference.vae import pictures_of
 from ..pca import Diagnosis, PictureNumbers, StartDistribution, build_scheduler, diagnose, read_pictures
-from .draw import decode
 from .models import training_schedule
 from .part import Part
 from .prepare import Prepared
@@ -127,7 +127,7 @@ def _class_pictures(
         mean = statistics.mean[c]
         steps = 2 * statistics.variances[c, :shown].sqrt().float().view(-1, 1, 1, 1) * axes[c]
         sides = torch.stack([mean - steps, mean + steps], dim=1).flatten(0, 1)
-        drawn = decode(vae, torch.cat([mean[None], sides]))
+        drawn = pictures_of(vae, torch.cat([mean[None], sides]))
         pairs = zip(drawn[1::2], drawn[2::2], strict=True)
         varies = statistics.variances[c, :shown] > 0
         kept = [pair for pair, varied in zip(pairs, varies, strict=True) if varied]
@@ -146,7 +146,7 @@ def _text_means(
     spread = rows[:: max(1, len(rows) // SHOWN_TEXTS)][:SHOWN_TEXTS]
     expected = own.expected(part.catalogue.class_ids[spread], text_embeds=part.text_embeds[spread])
     captions = [part.catalogue.captions[row] for row in spread]
-    return list(zip(captions, decode(vae, expected), strict=True))
+    return list(zip(captions, pictures_of(vae, expected), strict=True))
 
 
 def _shown(part: Part, row: int) -> tuple[Image.Image, str]:

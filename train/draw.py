@@ -6,26 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from ..configs.schema import AuditConfig
 from ..data.catalogue import Catalogue
 from ..data.processes import ALONE, Processes
-from ..inference.generate import batch_that_fits, generate
+from ..inference.generate import generate
+from ..inference.vae import pictures_of
 from ..pca import Sampler
 from .part import Part
-
-
-@torch.no_grad()
-def decode(vae: Any, latents: torch.Tensor) -> list[Image.Image]:
-    """Pictures of scaled latents (B, C, h, w)."""
-    processor, shift = VaeImageProcessor(), vae.config.get("shift_factor") or 0.0
-    pictures: list[Image.Image] = []
-    for part in latents.split(batch_that_fits(latents.shape[-2] * latents.shape[-1])):
-        unscaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
-        pictures += processor.postprocess(vae.decode(unscaled).sample)
-    return pictures
 
 
 def decode_rows(
@@ -35,7 +24,7 @@ def decode_rows(
     drawn: list[tuple[int, Image.Image]] = []
     for own in part.by_size(rows, processes.share(range(len(rows)))).values():
         latents = part.cache.means([rows[i] for i in own])
-        drawn += zip(own, decode(vae, latents), strict=True)
+        drawn += zip(own, pictures_of(vae, latents), strict=True)
     return _all_in_order(drawn, processes)
 
 
@@ -99,6 +88,6 @@ def draw(
         )
         if latents_only:
             with torch.autocast(pipeline.vae.device.type, enabled=False):
-                pictures = decode(pipeline.vae, torch.stack(pictures))
+                pictures = pictures_of(pipeline.vae, torch.stack(pictures))
         drawn += zip(own, pictures, strict=True)
     return _all_in_order(drawn, processes)

@@ -21,10 +21,11 @@ from ..data.table import catalogue_table
 from ..evaluation import contact_sheet
 from ..evaluation.rules import write_json
 from ..inference.text import text_encoders
+from ..inference.vae import pictures_of
 from ..pca import Sampler, build_scheduler
 from .audits import audit_run, say_result
 from .card import write_run_card
-from .draw import decode, round_robin
+from .draw import round_robin
 from .export import export_model
 from .judge import fix_limits
 from .launch import frozen_dtype, processes_of, start_accelerator
@@ -142,7 +143,7 @@ def _show_first_pictures(stage: Stage, pipeline: Any, catalogue: Catalogue) -> N
     pictures = []
     for row in rows:
         pixels = transform_of(config, size_of(buckets, row))(catalogue.image(row))
-        pictures += decode(vae, encode_latents(pixels[None], vae)[0])
+        pictures += pictures_of(vae, encode_latents(pixels[None], vae)[0])
     file = stage.run.with_name(f"{stage.run.name}_dry_run.png")
     captions = [catalogue.captions[row] for row in rows]
     save_picture(contact_sheet(pictures, captions=captions, title="as training will see them"), file)

@@ -9,7 +9,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from onbrand.inference import OffsetStableDiffusionControlNetPipeline, OffsetStableDiffusionPipeline
 from onbrand.inference.closed_form import OptimalDenoiser
-from onbrand.inference.inverse_problems import Blur, Downsample, Inpaint, decode, posterior_step, solve
+from onbrand.inference.inverse_problems import Blur, Downsample, Inpaint, posterior_step, solve
+from onbrand.inference.vae import decode
 from onbrand.pca import StartDistribution
 from PIL import Image
 from scipy.ndimage import gaussian_filter

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.configuration_utils import FrozenDict
 from onbrand.evaluation.gallery_rewards import ssim_diversity
 from onbrand.inference import OffsetStableDiffusionPipeline
 from onbrand.inference.generate import build_sampler
@@ -108,8 +109,7 @@ class LinearVae:
     dtype = torch.float32
 
     def __init__(self, **config):
-        self.config = SimpleNamespace(**{"scaling_factor": 0.5, **config})
-        self.config.get = lambda name: getattr(self.config, name, None)
+        self.config = FrozenDict({"scaling_factor": 0.5, **config})
         self.mixing = torch.randn(3, 4, generator=torch.Generator().manual_seed(1)) / 8
         self.asked = []
 

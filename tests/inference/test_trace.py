@@ -18,8 +18,9 @@ from onbrand.inference import OffsetStableDiffusionPipeline
 from onbrand.inference.generate import build_sampler, generate
 from onbrand.inference.prediction import predicted_x_0
 from onbrand.inference.sampler_names import SHORT_NAMES, familiar_name, find_sampler
-from onbrand.inference.trace import TraceStep, decode, record_steps, trace
+from onbrand.inference.trace import TraceStep, record_steps, trace
 from onbrand.inference.trace_sheet import _spread, trace_sheet
+from onbrand.inference.vae import pictures_of
 from onbrand.pca import Sampler, StartDistribution
 
 pytestmark = pytest.mark.filterwarnings("ignore:the sampler's first timestep")
@@ -122,7 +123,7 @@ def test_the_last_x_0_of_ddim_is_the_picture(pipe, tiny):
     assert [step.timestep for step in steps] == [750, 500, 250, 0]
     torch.testing.assert_close(steps[-1].x_0, latents, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(steps[0].x_0, latents, atol=0.1)
-    (decoded,) = decode(pipe, latents[None])
+    (decoded,) = pictures_of(pipe.vae, latents[None])
     assert np.abs(np.asarray(decoded, int) - np.asarray(picture, int)).max() <= 1
 
 
@@ -207,7 +208,7 @@ def test_a_half_precision_vae_is_lent_its_full_precision(tiny, force_upcast):
     vae.uncopied = Uncopied()
     seen, before = [], {key: value.clone() for key, value in vae.state_dict().items()}
     vae.decoder.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    [picture] = decode(pipeline, torch.randn(1, *tiny.LATENT_SHAPE))
+    [picture] = pictures_of(pipeline.vae, torch.randn(1, *tiny.LATENT_SHAPE))
     assert picture.size == (tiny.PIXELS, tiny.PIXELS)
     assert seen == [torch.float32 if force_upcast else torch.float16]
     assert vae.dtype == torch.float16
