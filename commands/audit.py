@@ -181,10 +181,14 @@ def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
         data={"source": asked.against, **framing_of(pipeline)},
         model=condition_of(pipeline),
     )
+    catalogues = split_catalogue(config)
+    if not config.data.class_prefixes and (start := pipeline.start_distribution):
+        taught = start.config["caption_prefixes"] or {}
+        catalogues = catalogues[0].with_prefixes(taught), catalogues[1].with_prefixes(taught)
     parts = [
         encode_part(catalogue, pipeline, config, cache_dir=latents_folder(config.data, asked.output),
                     device=pipeline.device)
-        for catalogue in split_catalogue(config)
+        for catalogue in catalogues
     ]  # fmt: skip
     judges: dict[str, Any] = {"descriptor": asked.descriptor, "scorer": asked.scorer}
     limits = fix_limits(parts[0], pipeline.vae, **judges)

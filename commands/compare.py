@@ -93,6 +93,8 @@ def compare(
         f"{one.prompt}, seed {seed + i * NOISES + j}" for i, one in enumerate(asked) for j in range(NOISES)
     ]
     how: dict[str, Any] = {"steps": steps, "guidance": guidance, "seed": seed}
+    for name, pipeline in models.items():
+        _check_classes(pipeline, asked, name, height=height, width=width)
     drawn = _drawn(models, asked, **how, height=height, width=width, console=console)
     describe = Thumbnails(drawn[first]) if given is None else given
     features = {name: np.asarray(describe(own)) for name, own in drawn.items()}
@@ -245,11 +247,9 @@ def _asked(pipeline: Any, name: str, shown: Shown | None, *, prompts: Path | Non
             )
         found = [Asked(row.prompt, row.class_name) for row in rows]
     elif shown is not None:
-        found = []
-        for caption, picture in zip(shown.catalogue.captions, shown.catalogue.pictures, strict=True):
-            prefix = prefixes.get(picture.class_name)
-            found.append(Asked(f"{prefix}, {caption}" if prefix else caption, picture.class_name))
-        found = list(dict.fromkeys(found))
+        taught = shown.catalogue.with_prefixes(prefixes)
+        classes = [picture.class_name for picture in taught.pictures]
+        found = list(dict.fromkeys(map(Asked, taught.captions, classes)))
     elif prefixes:
         found = [Asked(prefix, class_name) for class_name, prefix in prefixes.items()]
     else:
@@ -257,6 +257,25 @@ def _asked(pipeline: Any, name: str, shown: Shown | None, *, prompts: Path | Non
     # all of them evenly, and again from the beginning where there are fewer
     return [found[i * len(found) // count] if len(found) > count else found[i % len(found)]
             for i in range(count)]  # fmt: skip
+
+
+def _known(start: Any, asked: list[Asked]) -> list[str | None]:
+    """The class of each, None where the model does not have it and the prompt must tell."""
+    return [one.class_name if one.class_name in start.class_names else None for one in asked]
+
+
+def _check_classes(pipeline: Any, asked: list[Asked], name: str, *, height: int, width: int) -> None:
+    """Raises ValueError, naming the checkpoint, on prompts that it has no class for."""
+    from ..inference.choice import resolve_classes
+
+    start, factor = pipeline.start_distribution, pipeline.vae_scale_factor
+    if start is None:
+        return
+    size = (height // factor, width // factor)
+    try:
+        resolve_classes(start, [one.prompt for one in asked], _known(start, asked), size=size, any_class=True)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _draw(
@@ -275,8 +294,7 @@ def _draw(
 
     start, call = pipeline.start_distribution, {}
     if start is not None:
-        names = [one.class_name if one.class_name in start.class_names else None for one in asked]
-        call = {"class_names": names, "start": start.default_start}
+        call = {"class_names": _known(start, asked), "start": start.default_start}
     return generate(
         pipeline, [one.prompt for one in asked], count=NOISES, sampler=Sampler("DDIMScheduler", steps),
         guidance_scale=guidance, seed=seed, height=height, width=width, advance=advance, **call,

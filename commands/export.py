@@ -21,8 +21,7 @@ from .export_source import (
     possible_kinds,
     stored_precision,
 )
-
-PRECISIONS = ("float32", "float16", "bfloat16")
+from .request import check_dtype
 
 
 def export(
@@ -45,8 +44,7 @@ def export(
     export that does not come back as it was; of that one nothing is left.
     """
     check_kinds(to)
-    if dtype not in (None, *PRECISIONS):
-        raise ValueError(f"--dtype must be one of {', '.join(PRECISIONS)}, got {dtype!r}")
+    check_dtype(dtype)
     console = quiet_console()
     place = find_place(what)
     output = (output or (place.run or Path()) / "exports" / ("" if place.run else place.name)).absolute()

@@ -54,8 +54,7 @@ class Request:
             raise ValueError(f"--start must not be given beside --start-image, got {self.start!r}")
         if self.start not in (None, "mean", "draw", "none"):
             raise ValueError(f"--start must be mean, draw or none, got {self.start!r}")
-        if self.dtype not in (None, *DTYPES):
-            raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_dtype(self.dtype)
         if self.lora is not None and not self.lora.exists():
             raise ValueError(f"--lora must be an existing file or folder, got {self.lora}")
         pictures = {
@@ -199,6 +198,12 @@ def open_picture(option: str, file: Path) -> Any:
     if picture.mode == "F":
         raise ValueError(f"{option} must be a picture of 8-bit or 16-bit pixels, got {file}, of float ones")
     return picture
+
+
+def check_dtype(name: str | None) -> None:
+    """Raises ValueError on a precision that weights cannot have; None is none asked for."""
+    if name not in (None, *DTYPES):
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {name!r}")
 
 
 def named_file(file: Path | None) -> dict[str, str] | None:

@@ -168,6 +168,13 @@ class Catalogue:
             captions=[self.captions[index] for index in kept],
         )
 
+    def with_prefixes(self, prefixes: Mapping[str, str]) -> "Catalogue":
+        """The same pictures under other class prefixes; classes that are not named keep theirs."""
+        own = {name: prefix for name, prefix in prefixes.items() if name in self.class_names}
+        return Catalogue(
+            self.pictures, class_names=self.class_names, prefixes=self.prefixes | own, dropped=self.dropped
+        )
+
     def prefixed(self, word: str) -> "Catalogue":
         """The same pictures with word before every class prefix, as the token of textual inversion.
 

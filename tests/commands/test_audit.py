@@ -10,6 +10,8 @@ from onbrand.__main__ import app
 from onbrand.commands.folders import Fitted, captions_of, pictures_of, sizes_of
 from onbrand.commands.judges import load_descriptor
 from onbrand.evaluation import similarity
+from onbrand.inference import generate, load_pipeline
+from onbrand.pca import StartDistribution
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
@@ -203,6 +205,31 @@ def test_what_a_checkpoint_draws_is_scored_with_its_prompts(
     assert (report["n"], report["text_agreement"]["n"]) == (2, 2)
     assert report["text_agreement"]["reference"] > 0
     assert [picture["class"] for picture in report["pictures"]] == ["product"] * 2
+
+
+def test_a_checkpoint_is_given_the_prefixes_that_it_was_taught(
+    catalogue, tiny_base, tmp_path, monkeypatch
+) -> None:
+    pipeline = load_pipeline(tiny_base)
+    side = pipeline.unet.config.sample_size
+    start = StartDistribution.fit(
+        torch.randn(4, 4, side, side), torch.zeros(4, dtype=torch.long), class_names=["product"],
+        caption_prefixes={"product": "our best"},
+    )  # fmt: skip
+    pipeline.set_start_distribution(start)
+    pipeline.save_pretrained(tmp_path / "taught")
+    told = []
+    plain = generate.generate
+    monkeypatch.setattr(
+        "onbrand.train.draw.generate",
+        lambda pipe, texts, **how: told.extend(texts) or plain(pipe, texts, **how),
+    )
+    draws = ("run.audit.pictures=2", "run.audit.steps=1")
+    for more in ((), ("data.class_prefixes={product: an}",)):
+        invoke(
+            tmp_path / "taught", *draws, *more, "--against", catalogue, "-o", tmp_path / f"audit{len(more)}"
+        )
+    assert [text.split(", item")[0] for text in told] == ["our best"] * 2 + ["an"] * 2
 
 
 def test_a_catalogue_needs_no_captions(catalogue, folder, tmp_path) -> None:

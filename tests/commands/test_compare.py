@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from onbrand.__main__ import app
-from onbrand.commands.compare import _asked, _frame, _open
+from onbrand.commands.compare import Asked, _asked, _check_classes, _frame, _open
 from onbrand.data.transform import ImageTransform
 from onbrand.evaluation.thumbnails import Thumbnails
 from onbrand.inference import OffsetStableDiffusionPipeline
@@ -122,6 +122,15 @@ def test_a_catalogue_is_framed_and_captioned_as_the_model_was_taught(tiny, tmp_p
         assert np.array_equal(shown[name].image(0), taught)
     asked = _asked(models["crop"], "crop", shown["crop"], prompts=None, count=2)
     assert asked == [("our mug, a red mug", "mug"), ("a red shoe", "shoe")]
+
+
+def test_prompts_of_classes_that_a_model_lacks_are_refused_before_any_is_drawn(tiny) -> None:
+    known = model(tiny, size=(16, 16))
+    _check_classes(
+        known, [Asked("a red one", "mug"), Asked("our mug, red", None)], "old", height=16, width=16
+    )
+    with pytest.raises(ValueError, match=r"^old: class"):
+        _check_classes(known, [Asked("a red hat", "hat")], "old", height=16, width=16)
 
 
 def test_thumbnails_tell_pictures_apart_and_know_a_smaller_copy() -> None:
