@@ -81,6 +81,7 @@ def main(
             *(f"  {name}: {own.mean():.1f} ± {standard_error(own):.1f} %" for name, own in rates.items()),
             f"{OFFSET_MEAN} less {PLAIN_MEAN}: {test.difference:.1f} ± {test.standard_error:.1f} "
             f"points over {test.n} captions, p {test.p_value:.3f}",
+            sep="\n",
         )
         if part is parts.held_out:
             _sheet(audited, part).save(out / "photographs.jpg", quality=92)

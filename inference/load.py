@@ -1,5 +1,6 @@
 """The pipeline that a path or hub id holds."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,29 @@ def load_pipeline(
     unread.
     Raises ValueError on a path that is none of these, and on a folder without a VAE or of another kind.
     """
-    local, dtype = Path(path), {"torch_dtype": torch_dtype}
+    with warnings.catch_warnings():
+        # its new name, `dtype`, means nothing to the older diffusers that may be installed
+        warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
+        return _load(Path(path), path, config=config, plain=plain, torch_dtype=torch_dtype)
+
+
+def to_draw(pipeline: Any, device: torch.device | str) -> Any:
+    """Moves a pipeline to the device that draws, and on a CPU lays its weights out channels-last.
+
+    That layout draws the same but for rounding, some percent faster (docs/results.md). Weights in it cannot
+    be saved.
+    """
+    pipeline.to(device)
+    if pipeline.device.type == "cpu":
+        for name in ("unet", "controlnet", "vae"):
+            if hasattr(pipeline, name):
+                getattr(pipeline, name).to(memory_format=torch.channels_last)
+    return pipeline
+
+
+def _load(
+    local: Path, path: str | Path, *, config: str | Path | None, plain: bool, **dtype: torch.dtype
+) -> Any:
     start: dict[str, Any] = {COMPONENT: None} if plain else {}
     if local.is_file():
         if local.suffix not in SINGLE_FILES:
@@ -54,20 +77,6 @@ def load_pipeline(
         raise ValueError(
             f"model must be an existing folder, a single file or a hub id, got {str(path)!r}: {error}"
         ) from error
-
-
-def to_draw(pipeline: Any, device: torch.device | str) -> Any:
-    """Moves a pipeline to the device that draws, and on a CPU lays its weights out channels-last.
-
-    That layout draws the same but for rounding, some percent faster (docs/results.md). Weights in it cannot
-    be saved.
-    """
-    pipeline.to(device)
-    if pipeline.device.type == "cpu":
-        for name in ("unet", "controlnet", "vae"):
-            if hasattr(pipeline, name):
-                getattr(pipeline, name).to(memory_format=torch.channels_last)
-    return pipeline
 
 
 def _from_file(file: Path, *, config: str | Path | None, plain: bool, **dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -242,6 +243,13 @@ def test_half_precision_folders_of_diffusers_load_in_one_dtype(tiny, tmp_path):
     StableDiffusionPipeline(**tiny.make_components()).to(torch.float16).save_pretrained(tmp_path)
     loaded = load_pipeline(tmp_path)
     assert {loaded.unet.dtype, loaded.vae.dtype, loaded.text_encoder.dtype} == {torch.float32}
+
+
+def test_loading_does_not_warn_of_its_own_arguments(tiny_base):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        load_pipeline(tiny_base)
+    assert not [warning for warning in seen if "torch_dtype" in str(warning.message)]
 
 
 def test_no_path_of_the_machine_that_saved_it_is_in_a_folder(checkpoint, tmp_path):
