@@ -14,10 +14,10 @@ from torch import Tensor
 from ..pca import Sampler
 from .choice import StartChoice, check_choice
 from .generate import build_sampler
-from .picture import encode_pictures, fit_to_frame
+from .picture import encode_pictures, fit_to_frame, precise
 from .start import is_flow
 from .unet_call import told_to_unet
-from .vae import checkpointed, decode, precise
+from .vae import checkpointed, decode
 
 DDIM = Sampler("DDIMScheduler", 20)
 

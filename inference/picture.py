@@ -1,6 +1,7 @@
 """A chosen picture as the start: fitted to the frame as the catalogue was, then encoded by the VAE."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,12 +44,20 @@ def encode_pictures(
     images = images if isinstance(images, list) else [images]
     fitted = [fit_to_frame(image, height, width, **how) for image in images]
     pixels: Tensor = VaeImageProcessor(do_resize=False).preprocess(fitted)
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast
+    with precise(vae):
+        return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()
+
+
+@contextmanager
+def precise(vae: Any, *, always: bool = False) -> Iterator[None]:
+    """The VAE in float32 for the length of the block, if its float16 overflows as SDXL's does, or always."""
+    dtype = vae.dtype
+    wanted = dtype != torch.float32 if always else dtype == torch.float16 and vae.config.force_upcast
     try:
         # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
-        if upcast:
+        if wanted:
             vae.to(torch.float32)
-        return torch.cat([encode_mean(vae, p[None]) for p in pixels]).cpu()
+        yield
     finally:
-        if upcast:
-            vae.to(torch.float16)
+        if wanted:
+            vae.to(dtype)

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from ..pca import Sampler
 from .generate import NO_CONFIG, build_sampler, sampling_with
 from .mixin import OffsetPipelineMixin
-from .vae import precise, unscaled
+from .picture import precise
+from .vae import unscaled
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,8 @@
-"""From scaled latents to pictures: a VAE's own values, the precision it works in, what its decoder makes."""
+"""From scaled latents to pictures: a VAE's own values, and what its decoder makes of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..pca.fingerprint import runs_on
 from .generate import batch_that_fits
+from .picture import precise
 
 
 def unscaled(vae: Any, latents: Tensor) -> Tensor:
@@ -24,21 +24,6 @@ def unscaled(vae: Any, latents: Tensor) -> Tensor:
         mean, std = (latents.new_tensor(values)[:, None, None] for values in own)
         return latents / config.scaling_factor * std + mean
     return latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
-
-
-@contextmanager
-def precise(vae: Any, *, always: bool = False) -> Iterator[None]:
-    """The VAE in float32 for the length of the block, if its float16 overflows as SDXL's does, or always."""
-    dtype = vae.dtype
-    wanted = dtype != torch.float32 if always else dtype == torch.float16 and vae.config.force_upcast
-    try:
-        # there and back without loss; a copy would take along what the hooks of an offloaded VAE point to
-        if wanted:
-            vae.to(torch.float32)
-        yield
-    finally:
-        if wanted:
-            vae.to(dtype)
 
 
 def decode(vae: Any, latents: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
+from ..evaluation.whole_file import write_whole
+
 METRICS = "metrics.jsonl"
 
 
@@ -111,6 +113,4 @@ def rewind_metrics(run: Path, step: int) -> None:
     if not (run / METRICS).exists():
         return
     rows = read_metrics(run, up_to=step)
-    beside = run / f"{METRICS}.partial"
-    beside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    beside.replace(run / METRICS)
+    write_whole("".join(json.dumps(row) + "\n" for row in rows), run / METRICS)

@@ -15,6 +15,7 @@ from ..configs.schema import Config
 from ..evaluation import RULES
 from ..evaluation.audit import describe_limits
 from ..evaluation.start_page import data_uri
+from ..evaluation.whole_file import write_whole
 from .judge import Audited, sheet
 from .prepare import Prepared
 from .preview import GROWTH
@@ -50,10 +51,7 @@ def write_report(
         offset_from=prepared.start_distribution.offset_from,
         total=prepared.start_distribution.config.num_train_timesteps,
     )
-    beside = run / "report.html.partial"
-    beside.write_text(page)
-    beside.replace(run / "report.html")
-    return run / "report.html"
+    return write_whole(page, run / "report.html")
 
 
 def loss_curve(

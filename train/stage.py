@@ -15,6 +15,7 @@ from rich.console import Console
 from ..configs import ConfigError, differences, parse_config
 from ..configs.schema import Config
 from ..data.processes import Processes
+from ..evaluation.whole_file import write_whole
 
 CONFIG = "config.yaml"
 # what may differ when a run goes on: the global batch is compared as a whole
@@ -59,10 +60,7 @@ def start_run(config: Config) -> Path:
     """The run's folder, made with its config.yaml if it is new."""
     file = Path(config.run.dir) / CONFIG
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{CONFIG}.partial")
-        beside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
-        beside.replace(file)
+        write_whole(yaml.safe_dump(config.to_dict(), sort_keys=False), file)
     return file.parent
 
 
