@@ -9,7 +9,16 @@ from onbrand.inference.sampler_names import familiar_name
 
 from .catalogue import PICTURES
 from .starts import STARTS
-from .trainings import ALTERNATIVES, PICTURE_COUNTS, RANGES, RANKS, SHORT_STEPS, STEP_COUNTS, TRAININGS
+from .trainings import (
+    ALTERNATIVES,
+    PICTURE_COUNTS,
+    RANGES,
+    RANKS,
+    SHARES,
+    SHORT_STEPS,
+    STEP_COUNTS,
+    TRAININGS,
+)
 
 RESCALED = "rescale="
 
@@ -164,6 +173,12 @@ TABLES = {
         "The offset range and how often it is drawn",
         _cells(*((f"offset, {told}", "class mean") for told in RANGES), SHORT[1]),
         reference=Cell(*SHORT[1]),
+    ),
+    "emphasis": Comparison(
+        "How often the offset range is drawn",
+        _cells(*((f"offset at {share:.0%}", "class mean") for share in SHARES), BOTH[1]),
+        seeds=(0, 1, 2),
+        pictures=PICTURES,
     ),
     "samplers": Comparison(
         "Samplers",

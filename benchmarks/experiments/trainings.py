@@ -43,6 +43,7 @@ RANGES = {
     "from 900": ("start.offset_from=900",),
     "from 980": ("start.offset_from=980",),
 }
+SHARES = (0.3, 0.5)  # of timesteps drawn from the offset range, in trainings of full length
 LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
 CONTROLNET = (
     SHORT,
@@ -89,6 +90,7 @@ TRAININGS = {
     "plain": Training(PLAIN),
     "offset": Training(),
     **{f"offset PCA-{n}": Training((f"start.components={n}",)) for n in (1, 3, 8)},
+    **{f"offset at {share:.0%}": Training((f"start.emphasis={share}",)) for share in SHARES},
     "offset text PCA-8": Training(("start.family=text", "start.components=8")),
     "smaller a_T": Training(PLAIN, schedule=SMALL_LAST_ALPHA),
     "plain, same timesteps": Training(objective=same_timesteps),
