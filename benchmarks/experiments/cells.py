@@ -121,6 +121,7 @@ def _cells(*rows: tuple[str, str]) -> list[Cell]:
 
 FOUR = ("pure noise", "class mean", "PCA-3", "ground truth")
 BOTH = (("plain", "pure noise"), ("offset", "class mean"))
+OFTEN = tuple((f"offset at {share:.0%}", "class mean") for share in SHARES)
 SHORT = tuple((f"{kind}, {SHORT_STEPS} steps", start) for kind, start in BOTH)
 SAMPLERS = (
     *(("DDIMScheduler", steps) for steps in (20, 50, 100)),
@@ -135,6 +136,7 @@ TABLES = {
             *(("plain", start) for start in FOUR),
             *(("plain, same timesteps", start) for start in FOUR[:2]),
             *(("offset", start) for start in FOUR),
+            OFTEN[0],
             *((f"offset PCA-{components}", f"PCA-{components}") for components in (1, 3, 8)),
             ("plain", "text PCA-8"),
             ("offset text PCA-8", "text PCA-8"),
@@ -150,7 +152,7 @@ TABLES = {
             *_cells(*((training, "pure noise") for training in ("plain", *ALTERNATIVES))),
             Cell("zero terminal SNR", "pure noise", rescale=0.7),
             Cell("plain", "pure noise", spacing="trailing"),
-            *_cells(("plain", "DCT 4 x 4"), ("plain", "class mean"), ("offset", "class mean")),
+            *_cells(("plain", "DCT 4 x 4"), ("plain", "class mean"), BOTH[1], OFTEN[0]),
         ],
         seeds=(0, 1, 2),
         pictures=PICTURES,
@@ -176,7 +178,7 @@ TABLES = {
     ),
     "emphasis": Comparison(
         "How often the offset range is drawn",
-        _cells(*((f"offset at {share:.0%}", "class mean") for share in SHARES), BOTH[1]),
+        _cells(BOTH[1], *OFTEN),
         seeds=(0, 1, 2),
         pictures=PICTURES,
     ),
