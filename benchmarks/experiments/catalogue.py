@@ -14,6 +14,7 @@ from PIL import Image
 
 SIDE = 64
 LARGEST = 5000  # pictures a catalogue may have
+ENOUGH = 10  # a kind, for the first pictures to have them all
 CATALOGUE_SEED, REAL_SEED = 21, 22
 NEW_SHARE = 0.2
 PICTURES = 768  # of each set of prompts, at most
@@ -34,22 +35,37 @@ def products() -> dict[str, list[Product]]:
 
 
 def catalogue_folder(pictures: int, *, work: Path) -> Path:
-    """An image folder of so many pictures, products in turn, written once; a smaller one is its beginning."""
+    """An image folder of so many pictures, written once; a larger one has those of a smaller one too."""
     folder = work / f"catalogue_{pictures}"
     if folder.exists():
         return folder
     beside = folder.with_name(f"{folder.name}.partial")
     beside.mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(CATALOGUE_SEED).permutation(LARGEST)
-    known = products()["catalogue"]
+    shown = _shown()
     with (beside / "metadata.jsonl").open("w") as lines:
-        for i in range(pictures):
-            product = known[int(order[i]) % len(known)]
+        for i in _chosen(pictures):
+            product = shown[i]
             Shot("on-brand", SIDE, CATALOGUE_SEED, i, (product,)).draw().save(beside / f"{i:05d}.png")
             row = {"file_name": f"{i:05d}.png", "text": product.words(), "class": product.kind}
             lines.write(json.dumps(row) + "\n")
     beside.rename(folder)
     return folder
+
+
+def _shown() -> list[Product]:
+    """The product of every picture that a catalogue may have."""
+    known = products()["catalogue"]
+    order = np.random.default_rng(CATALOGUE_SEED).permutation(LARGEST)
+    return [known[i % len(known)] for i in order.tolist()]
+
+
+def _chosen(pictures: int) -> list[int]:
+    """The first so many; of few, which may lack a kind, the first of every kind in turn."""
+    if pictures >= ENOUGH * len(CLASSES):
+        return list(range(pictures))
+    kinds = [product.kind for product in _shown()]
+    earlier = [kinds[:i].count(kind) for i, kind in enumerate(kinds)]
+    return sorted(sorted(range(LARGEST), key=lambda i: (earlier[i], i))[:pictures])
 
 
 def asked() -> list[Product]:

@@ -108,10 +108,18 @@ def test_new_prompts_are_of_products_that_the_catalogue_lacks(tmp_path: Path) ->
     assert len(list(folder.glob("*.png"))) == len(rows) == 40
 
 
-def test_a_smaller_catalogue_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
-    small, large = (catalogue.catalogue_folder(n, work=tmp_path) for n in (3, 6))
-    for name in ("00000.png", "00002.png"):
+def test_a_larger_catalogue_has_the_pictures_of_a_smaller_one(tmp_path: Path) -> None:
+    small, large = (catalogue.catalogue_folder(n, work=tmp_path) for n in (3, 90))
+    names = [file.name for file in small.glob("*.png")]
+    assert len(names) == 3
+    for name in names:
         assert (small / name).read_bytes() == (large / name).read_bytes()
+
+
+def test_few_pictures_show_every_kind_and_many_are_the_first() -> None:
+    kinds = [catalogue._shown()[i].kind for i in catalogue._chosen(20)]
+    assert {kinds.count(kind) for kind in CLASSES} == {2, 3}
+    assert catalogue._chosen(80) == list(range(80))
 
 
 def test_a_smaller_cell_draws_the_first_pictures_of_each_set() -> None:
