@@ -24,7 +24,7 @@ from .objectives import Objective, input_perturbation, multi_resolution, noise_o
 PICTURES = 2000
 RECIPE = (
     "train.steps=1500",
-    "start.emphasis=0.15",  # the demo's before 30 % was found to be better; all cells have it
+    "start.emphasis=0.15",  # unless a training says otherwise; the demo takes 30 % since
     "train.channels_last=true",
     "train.checkpoint_every=500",
     "train.preview_every=1500",
