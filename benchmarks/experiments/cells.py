@@ -159,7 +159,9 @@ TABLES = {
     ),
     "methods": Comparison(
         "All weights and LoRA",
-        _cells(*((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in BOTH), *SHORT),
+        _cells(
+            *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in (*BOTH, OFTEN[0])), *SHORT
+        ),
         reference=Cell(*SHORT[1]),
     ),
     "pictures": Comparison(

@@ -97,7 +97,7 @@ TRAININGS = {
     "plain, same timesteps": Training(objective=same_timesteps),
     **ALTERNATIVES,
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
-       for n in RANKS for kind, overrides in KINDS.items()},
+       for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": ("start.emphasis=0.3",)}.items()},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))
