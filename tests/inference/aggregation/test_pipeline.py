@@ -169,7 +169,7 @@ def test_identical_models_get_their_picture_back_if_the_correction_covers_the_ex
 
 def test_a_picture_does_not_depend_on_its_batch(make):
     # in float64, as another batch may round otherwise
-    aggregated = AggregatedPipeline([make(seed=seed).to(torch.float64) for seed in range(3)])
+    aggregated = AggregatedPipeline([copy.deepcopy(make(seed=seed)).to(torch.float64) for seed in range(3)])
     batch = draw(aggregated, ["a mug", "a shoe"] * 2, generator=[seeded(i) for i in range(4)])
     alone = draw(aggregated, "a shoe", generator=[seeded(3)])
     assert alone.dtype == torch.float64
