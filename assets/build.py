@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from ..data.studio import Shot
+from ..evaluation.whole_file import whole
 from . import base as base_stage
 from . import vae as vae_stage
 from .pictures import drawn_once
@@ -91,17 +92,14 @@ def build_base(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    beside = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
     vae.register_to_config(_name_or_path=out.name)
     history = told(vae.float())
     # not the text encoder: transformers would load it in float16, where diffusers loads these in float32
     for module in (vae, unet):
         module.to(dtype=torch.float16)
-    pipeline.save_pretrained(beside)
-    _keep_history(work, beside, steps=steps, told=history)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    with whole(out) as beside:
+        pipeline.save_pretrained(beside)
+        _keep_history(work, beside, steps=steps, told=history)
 
 
 def _vae(pictures: np.ndarray, *, work: Path, steps: int) -> AutoencoderKL:
@@ -116,9 +114,8 @@ def _vae(pictures: np.ndarray, *, work: Path, steps: int) -> AutoencoderKL:
 def _latents(vae: AutoencoderKL, pictures: np.ndarray, *, work: Path) -> torch.Tensor:
     file = work / "latents.safetensors"
     if not file.exists():
-        beside = file.with_name(f"partial-{file.name}")
-        save_file({"latents": base_stage.encode(vae, pictures)}, beside)
-        beside.rename(file)
+        with whole(file) as beside:
+            save_file({"latents": base_stage.encode(vae, pictures)}, beside)
     return load_file(file)["latents"]
 
 

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from rich.progress import Progress
 
+from ..evaluation.whole_file import whole
+
 
 def optimise(
     module: torch.nn.Module,
@@ -65,9 +67,8 @@ def optimise(
                 progress.update(bar, completed=step + 1, description=f"{name} loss {mean:.4f}")
                 mean = 0.0
             if (step + 1) % checkpoint_every == 0 or step + 1 == steps:
-                beside = folder / f"step_{step + 1}.partial"
-                accelerator.save_state(str(beside))
-                beside.rename(folder / f"step_{step + 1}")
+                with whole(folder / f"step_{step + 1}") as beside:
+                    accelerator.save_state(str(beside))
 
 
 def _newest(folder: Path) -> int:

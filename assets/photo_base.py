@@ -18,6 +18,7 @@ import typer
 from ..data.catalogue import Catalogue, load_catalogue
 from ..data.transform import ImageTransform
 from ..evaluation.limits import write_json
+from ..evaluation.whole_file import whole
 from . import base as base_stage
 from . import vae as vae_stage
 from .build import build_base
@@ -85,9 +86,8 @@ def _pixels(catalogues: list[Catalogue], *, work: Path) -> np.ndarray:
                 for i in range(len(catalogue))
             ]
         )
-        beside = file.with_name(f"partial-{file.name}")
-        np.save(beside, pixels)
-        beside.replace(file)
+        with whole(file) as beside, beside.open("wb") as written:
+            np.save(written, pixels)
     return np.load(file)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.studio import Shot
+from ..evaluation.whole_file import whole
 
 
 def draw(shots: list[Shot]) -> np.ndarray:
@@ -21,10 +22,8 @@ def drawn_once(shots: list[Shot], *, file: Path) -> tuple[np.ndarray, list[str]]
     """The shots' pixels and captions, read from `file` (npy beside JSON) when it is there."""
     captions = file.with_suffix(".json")
     if not captions.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"partial-{file.name}")
-        np.save(beside, draw(shots))
-        beside.replace(file)
+        with whole(file) as beside, beside.open("wb") as written:
+            np.save(written, draw(shots))
         captions.write_text(json.dumps([shot.caption() for shot in shots]))
     return np.load(file, mmap_mode="r"), json.loads(captions.read_text())
 

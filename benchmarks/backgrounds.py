@@ -44,9 +44,10 @@ from onbrand.evaluation.pixels import Gallery, to_pictures, to_pixels
 from onbrand.inference import load_pipeline
 from onbrand.inference.backgrounds import GRADIENTS, refine
 from onbrand.inference.couplings import Repulsive
-from onbrand.inference.inversion import DDIM, DdimMap, for_gradients, frame, invert
+from onbrand.inference.inversion import DDIM, DdimMap, for_gradients, invert
 from onbrand.inference.mask import latent_mask, object_mask
 from onbrand.inference.picture import fit_to_frame
+from onbrand.inference.size import picture_size
 from onbrand.train.models import TINY_BASE
 from PIL import Image
 from rich.console import Console
@@ -177,7 +178,7 @@ def galleries(
     pipeline: Any, scene: Scene, *, images: int, learning_rate: float, seed: int
 ) -> Iterator[tuple[str, list[Image.Image], Image.Image, np.ndarray, float]]:
     """Way, its gallery, the original and mask as fitted, and seconds, of every way."""
-    height, width = frame(pipeline, None, None)
+    height, width = picture_size(pipeline)
     size = {"height": height, "width": width}
     fitted_mask = object_mask(scene.picture, scene.mask, **size)
     outline = fitted_mask.numpy()
@@ -226,7 +227,7 @@ def main(
     """Measures every way on the same pictures."""
     pipeline, ruler, console = load_pipeline(base, plain=True).to(device), Ruler(), Console()
     pipeline.set_progress_bar_config(disable=True)
-    size, rows, shown = max(SMALLEST, frame(pipeline, None, None)[0]), defaultdict(list), []
+    size, rows, shown = max(SMALLEST, picture_size(pipeline)[0]), defaultdict(list), []
     for index in track(range(pictures), description="pictures", console=console):
         scene = studio_scene(seed + index, size)
         how = {"images": images, "learning_rate": learning_rate, "seed": seed + index}

@@ -237,12 +237,13 @@ def _left_out(catalogue: Catalogue) -> dict[str, str]:
 
 def framing_of(pipeline: Any) -> dict[str, Any]:
     """The data settings a pipeline was trained with, as far as it knows: resolution, fit, backdrop."""
+    from ..inference.size import own_sizes
+
     start = pipeline.start_distribution
     known = dict((start.config["image_transform"] if start else None) or {})
     frame = {key: known[key] for key in ("fit", "backdrop") if key in known}
-    height, width = pipeline._size(None, None)
-    factor = pipeline.vae_scale_factor
-    sizes = [[h * factor, w * factor] for h, w in start.sizes] if start else [[height, width]]
+    sizes = [list(size) for size in own_sizes(pipeline)]
+    height, width = sizes[0]
     buckets = sizes if len(sizes) > 1 or height != width else None
     return {"resolution": height, "buckets": buckets, **frame}
 

@@ -16,6 +16,7 @@ from ..inference.choice import resolve_classes
 from ..inference.generate import build_sampler
 from ..inference.load import load_pipeline, to_draw
 from ..inference.sampler_names import find_sampler
+from ..inference.size import picture_size
 from ..inference.start import start_share
 from ..pca import ANY_CLASS, Sampler, StartDistribution
 from ..pca.samplers import first_timestep
@@ -79,7 +80,7 @@ def facts_of_pipeline(pipeline: Any) -> Facts:
         pipeline.start_distribution,
         pipeline.scheduler.config,
         pipeline.vae_scale_factor,
-        pipeline._size(None, None),
+        picture_size(pipeline),
         hasattr(pipeline, "controlnet"),
     )
 

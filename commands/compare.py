@@ -149,21 +149,19 @@ def _frame(models: dict[str, Any]) -> tuple[int, int]:
     Raises ValueError, with each one's own latents, where there is none.
     """
 
-    def sizes(pipeline: Any) -> list[tuple[int, int]]:
-        start, factor = pipeline.start_distribution, pipeline.vae_scale_factor
-        return [(h * factor, w * factor) for h, w in start.sizes] if start else [pipeline._size(None, None)]
+    from ..inference.size import own_sizes, picture_size
 
     def latents(pipeline: Any, size: tuple[int, int]) -> tuple[int, ...]:
         return (pipeline.vae.config.latent_channels, *(side // pipeline.vae_scale_factor for side in size))
 
     def draws(pipeline: Any, size: tuple[int, int]) -> bool:
-        return pipeline.start_distribution is None or size in sizes(pipeline)
+        return pipeline.start_distribution is None or size in own_sizes(pipeline)
 
-    for size in (size for pipeline in models.values() for size in sizes(pipeline)):
+    for size in (size for pipeline in models.values() for size in own_sizes(pipeline)):
         shapes = {latents(pipeline, size) for pipeline in models.values()}
         if len(shapes) == 1 and all(draws(pipeline, size) for pipeline in models.values()):
             return size
-    own = {name: latents(pipeline, pipeline._size(None, None)) for name, pipeline in models.items()}
+    own = {name: latents(pipeline, picture_size(pipeline)) for name, pipeline in models.items()}
     told = " and ".join(f"{' x '.join(map(str, shape))} for {name}" for name, shape in own.items())
     raise ValueError(f"checkpoints must draw from latents of one shape, got {told}")
 

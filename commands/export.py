@@ -90,31 +90,33 @@ def _export(
     import torch
     from accelerate.utils.memory import clear_device_cache
 
+    from ..evaluation.whole_file import whole
     from ..export.check import check_elsewhere, draw_proof
     from ..train.checkpoint import settle
 
     pipeline = source.pipeline
     if dtype is not None and kind not in ("lora", "kohya"):
         pipeline.to(getattr(torch, dtype)).to(torch.float32)  # rounded, so that the export loses nothing
-    beside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
-        checked, options = WRITERS[kind](source, beside, dtype=dtype and getattr(torch, dtype), draws=draws)
-        if pipeline.start_distribution is not None and not (beside / SIDECAR).exists():
-            pipeline.start_distribution.save_pretrained(beside / SIDECAR)
-        said = "not drawn again: diffusers cannot show what this form does"
-        if checked is not None:
-            proof = draw_proof(pipeline.to(best_device()), prompt=_prompt(source), class_name=_class(source))
-            pipeline.to("cpu")
-            clear_device_cache()  # the other process is to have the accelerator to itself
-            worst = check_elsewhere(proof, path=checked, **options)
-            said = f"drawn again in a fresh process, at most {worst:.2f}/255 off"
-        settle(beside)
-        beside.replace(folder)
+        with whole(folder) as beside:
+            beside.mkdir()
+            checked, options = WRITERS[kind](
+                source, beside, dtype=dtype and getattr(torch, dtype), draws=draws
+            )
+            if pipeline.start_distribution is not None and not (beside / SIDECAR).exists():
+                pipeline.start_distribution.save_pretrained(beside / SIDECAR)
+            said = "not drawn again: diffusers cannot show what this form does"
+            if checked is not None:
+                proof = draw_proof(
+                    pipeline.to(best_device()), prompt=_prompt(source), class_name=_class(source)
+                )
+                pipeline.to("cpu")
+                clear_device_cache()  # the other process is to have the accelerator to itself
+                worst = check_elsewhere(proof, path=checked, **options)
+                said = f"drawn again in a fresh process, at most {worst:.2f}/255 off"
+            settle(beside)
     finally:
         pipeline.to("cpu")
-        shutil.rmtree(beside, ignore_errors=True)
     console.print(f"[bold]{kind:<12}[/] {folder}  [dim]{said}[/]", soft_wrap=True)
 
 

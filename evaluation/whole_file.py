@@ -1,7 +1,30 @@
-"""Text files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a place beside `path` to write a file or folder at, renamed to `path` when the block ends well.
+
+    One that fails leaves `path` as it was. What a killed writer left beside is removed, and the folders above
+    are made. For one writer at a time: several would share the place.
+    """
+    path = Path(path)
+    beside = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(beside)
+    try:
+        yield beside
+        if path.is_dir():  # gives way to no rename
+            shutil.rmtree(path)
+        beside.replace(path)
+    finally:
+        _remove(beside)
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
@@ -9,9 +32,13 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
 
     Folders are made as needed. Lone surrogates, as a file name that is no text has, are written as "?".
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    beside.replace(path)
-    return path
+    with whole(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="replace")
+    return Path(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

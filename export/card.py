@@ -12,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.whole_file import whole
 from ..pca import StartDistribution
 
 START, NOISE = "from start distribution", "from pure noise"
@@ -63,9 +64,9 @@ def write_card(
     ]
     data = _metadata(title, audit=audits.get(START), base=base, license=license)
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, parts)) + "\n")
-    beside, path = folder / "README.md.partial", folder / "README.md"
-    card.save(beside)
-    return beside.replace(path)
+    with whole(folder / "README.md") as beside:
+        card.save(beside)
+    return folder / "README.md"
 
 
 def start_facts(distribution: StartDistribution, *, vae_scale_factor: int = 8) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..inference.choice import StartChoice
 from ..inference.component import plain_class
+from ..inference.size import picture_size
 from .reload import EXACT
 
 SCRIPT = Path(__file__).with_name("reload.py")
@@ -56,7 +57,7 @@ def draw_proof(pipeline: Any, *, prompt: str, class_name: str | None) -> Proof:
     pipeline.safety_checker = None  # it would compare black with black
     start = pipeline.start_distribution
     call = {"prompt": prompt, "num_inference_steps": STEPS, "guidance_scale": 3.0}
-    height, width = pipeline._size(None, None)
+    height, width = picture_size(pipeline)
     condition = None
     if hasattr(pipeline, "controlnet"):
         condition = Image.linear_gradient("L").convert("RGB").resize((width, height))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from ..inference.size import picture_size
 from .ldm_names import family
 
 VERSION = "1.0.0"
@@ -20,7 +21,7 @@ def modelspec(pipeline: Any, *, title: str, date: str, lora: bool = False) -> di
     Source: ModelSpec 1.0.0.
     """
     prediction = pipeline.scheduler.config.prediction_type
-    height, width = pipeline._size(None, None)
+    height, width = picture_size(pipeline)
     return {
         "modelspec.sai_model_spec": VERSION,
         "modelspec.architecture": architecture(pipeline) + ("/lora" if lora else ""),

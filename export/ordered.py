@@ -10,31 +10,30 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
+from ..evaluation.whole_file import whole
+
 
 def save_ordered(tensors: Mapping[str, Tensor], file: Path, *, metadata: Mapping[str, str]) -> None:
     """Writes the tensors beside the place of `file`, the header sorted, then renames it."""
-    whole = _serialised(tensors)
-    start = _data_from(whole)
-    header = json.loads(bytes(whole[8:start])) | {"__metadata__": dict(metadata)}
+    content = _serialised(tensors)
+    start = _data_from(content)
+    header = json.loads(bytes(content[8:start])) | {"__metadata__": dict(metadata)}
     text = json.dumps(header, sort_keys=True, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    beside = file.with_name(f"{file.name}.partial")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with beside.open("wb") as written:
-        for piece in (len(text).to_bytes(8, "little"), text, whole[start:]):
+    with whole(file) as beside, beside.open("wb") as written:
+        for piece in (len(text).to_bytes(8, "little"), text, content[start:]):
             written.write(piece)
-    beside.replace(file)
 
 
 def data_hash(tensors: Mapping[str, Tensor]) -> str:
     """sha256 of a file's data, the header left out: what kohya's tools call the model hash."""
-    whole = _serialised(tensors)
-    return hashlib.sha256(whole[_data_from(whole) :]).hexdigest()
+    content = _serialised(tensors)
+    return hashlib.sha256(content[_data_from(content) :]).hexdigest()
 
 
 def _serialised(tensors: Mapping[str, Tensor]) -> memoryview:
     return memoryview(save(dict(tensors)))
 
 
-def _data_from(whole: memoryview) -> int:
-    return 8 + int.from_bytes(whole[:8], "little")
+def _data_from(content: memoryview) -> int:
+    return 8 + int.from_bytes(content[:8], "little")

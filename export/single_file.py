@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..evaluation.whole_file import whole
 from ..inference.original_names import text_model_name
 from .ldm_names import family, open_clip_name, unet_blocks, unet_name, vae_name
 
@@ -56,9 +57,8 @@ def save_single_file(
         if tensor.data_ptr() in seen:
             tensors[key] = tensor.clone()
         seen.add(tensor.data_ptr())
-    beside = file.with_name(f"{file.name}.partial")
-    save_file(tensors, beside, metadata={"format": "pt", **metadata})
-    beside.replace(file)
+    with whole(file) as beside:
+        save_file(tensors, beside, metadata={"format": "pt", **metadata})
 
 
 def _named(pipeline: Any) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,6 @@ from .inversion import (
     check_guidance,
     fitted_as,
     for_gradients,
-    frame,
     invert,
     noise_in,
     starts,
@@ -32,6 +31,7 @@ from .inversion import (
 from .mask import latent_mask, object_mask
 from .noise import Initializer, draw_noise
 from .picture import fit_to_frame
+from .size import picture_size
 
 # A step of training keeps far more than one of sampling, which `batch_that_fits` is for
 TRAINING_COST = 8
@@ -101,7 +101,7 @@ def scenes(
     prompts = _prompts(prompt, images)
     coupling = Repulsive() if coupling is None else coupling
     _check(optimisation_steps, learning_rate, gradient, coupling)
-    height, width = frame(pipeline, height, width)
+    height, width = picture_size(pipeline, height, width)
     size = {"height": height, "width": width}
     how = fitted_as(pipeline)
     original = fit_to_frame(image, height, width, **how)

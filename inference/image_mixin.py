@@ -13,6 +13,7 @@ from .choice import StartChoice, check_choice
 from .fresh_noise import warn_of_fresh_noise
 from .mixin import OffsetPipelineMixin, as_list
 from .noise import Initializer
+from .size import picture_size
 from .start import at_first_step, start_latents
 
 
@@ -92,7 +93,7 @@ class OffsetFromPictureMixin(OffsetPipelineMixin):
         Of its sizes the nearest to the picture's shape, the first's of several.
         """
         first = image[0] if isinstance(image, list) and image else image
-        height, width = self._size(None, None)
+        height, width = picture_size(self)
         if isinstance(first, Tensor) and first.shape[-3] == self.vae.config.latent_channels:
             height, width = [side * self.vae_scale_factor for side in first.shape[-2:]]
         elif isinstance(first, Image.Image) and self.start_distribution is not None:

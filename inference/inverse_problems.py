@@ -17,8 +17,9 @@ from ..evaluation.pixels import Mask, to_mask
 from ..pca import Sampler
 from .choice import StartChoice
 from .generate import build_sampler
-from .inversion import for_gradients, frame, starts
+from .inversion import for_gradients, starts
 from .noise import draw_noise
+from .size import picture_size
 from .start import is_flow, start_latents
 from .unet_call import told_to_unet
 from .vae import checkpointed, decode
@@ -127,7 +128,7 @@ def solve(
     gradient, and on class_name and start as the pipeline does. Source: METHODS 6, "Inverse problems".
     """
     _check(pipeline, steps=steps, step_size=step_size)
-    height, width = frame(pipeline, height, width)
+    height, width = picture_size(pipeline, height, width)
     expected = tuple(operator(torch.zeros(1, 3, height, width)).shape)
     if tuple(measurement.shape) != expected:
         raise ValueError(

@@ -15,6 +15,7 @@ from ..pca import Sampler
 from .choice import StartChoice, check_choice
 from .generate import build_sampler
 from .picture import encode_pictures, fit_to_frame, precise
+from .size import picture_size, scale_factor
 from .start import is_flow
 from .unet_call import told_to_unet
 from .vae import checkpointed, decode
@@ -134,7 +135,7 @@ def invert(
     if isinstance(image, Tensor):
         factor = scale_factor(pipeline)
         height, width = (side * factor for side in image.shape[-2:])
-    height, width = frame(pipeline, height, width)
+    height, width = picture_size(pipeline, height, width)
     with for_gradients(pipeline), torch.no_grad():
         draw = DdimMap(pipeline, [prompt], height=height, width=width, sampler=sampler)
         choice = StartChoice(class_name, start)
@@ -209,21 +210,6 @@ def ddim_steps(scheduler: Any) -> list[Step]:
             keep, add = signal_next * signal + noise_next * noise, noise_next * signal - signal_next * noise
         steps.append(Step(timestep, a, keep, add))
     return steps
-
-
-def frame(pipeline: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width in pixels, by default the start distribution's or the UNet's."""
-    if hasattr(pipeline, "_size"):
-        return pipeline._size(height, width)
-    sample_size = pipeline.unet.config.sample_size
-    sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-    factor = scale_factor(pipeline)
-    return height or sides[0] * factor, width or sides[1] * factor
-
-
-def scale_factor(pipeline: Any) -> int:
-    """Pixels a side of one latent, 1 for a model without VAE."""
-    return 1 if getattr(pipeline, "vae", None) is None else pipeline.vae_scale_factor
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from .fresh_noise import warn_of_fresh_noise
 from .noise import Generators, Initializer, draw_noise
 from .picture import encode_pictures
 from .prediction import FirstPrediction
+from .size import picture_size
 from .start import NO_OP_BELOW, at_first_step, start_latents, start_share
 from .text import pooled_text
 
@@ -85,7 +86,7 @@ class OffsetPipelineMixin(StartComponent):
     ) -> dict[str, Any]:
         """The size and the latents to call diffusers with; reads diffusers' own arguments, others apart."""
         prompts = as_list(prompt, prompt_embeds)
-        height, width = self._size(height, width)
+        height, width = picture_size(self, height, width)
         size, per_prompt = {"height": height, "width": width}, num_images_per_prompt
         eps = self._noise(len(prompts), per_prompt, choice, **size, generator=generator)
         x_start = self._x_start(prompts, per_prompt, choice, **size, generator=generator)
@@ -169,17 +170,8 @@ class OffsetPipelineMixin(StartComponent):
     @property
     def latent_area(self) -> int:
         """Height times width of the latents of a picture of the default size."""
-        height, width = self._size(None, None)
+        height, width = picture_size(self)
         return (height // self.vae_scale_factor) * (width // self.vae_scale_factor)
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels, by default the start distribution's, else the UNet's."""
-        if self.start_distribution is not None:
-            sides = self.start_distribution.sizes[0]
-        else:
-            sample_size = self.unet.config.sample_size
-            sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-        return height or sides[0] * self.vae_scale_factor, width or sides[1] * self.vae_scale_factor
 
     def _encode(self, images: Image.Image | list[Image.Image], *, height: int, width: int) -> Tensor:
         distribution = self.start_distribution

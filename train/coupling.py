@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from ..evaluation.gallery_rewards import Reward
 from ..inference.coupling_matrix import apply
-from ..inference.inversion import frame
 from ..inference.learned import LearnedCoupling, prompts_fingerprint
 from ..inference.noise_optimisation import reward_of
+from ..inference.size import picture_size
 from ..inference.skip_gradient import gallery
 from ..pca import Sampler
 
@@ -56,7 +56,7 @@ def learn_coupling(
     Source: METHODS 3, "Learned couplings".
     """
     _check(prompts, class_names, images, steps, learning_rate, prompts_per_step)
-    factor, size = pipeline.vae_scale_factor, frame(pipeline, height, width)
+    factor, size = pipeline.vae_scale_factor, picture_size(pipeline, height, width)
     shape = (pipeline.vae.config.latent_channels, *(side // factor for side in size))
     generator = torch.Generator().manual_seed(seed)
     matrix = _first_matrix(images, images if noises is None else noises, init, generator)

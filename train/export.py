@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..configs.schema import ModelConfig
+from ..evaluation.whole_file import whole
 from ..export.lora import FILE_NAME, read_tensors
 from ..export.lora_names import diffusers_layers, portable_metadata
 from ..export.ordered import save_ordered
@@ -57,12 +57,10 @@ def export_model(
         merge_adapters(network)
     shipped = shipping_pipeline(networks.pipeline, start_distribution, controlnet=networks.controlnet)
 
-    def write(beside: Path) -> None:
+    with whole(run / "model") as beside:
         shipped.to("cpu").save_pretrained(beside)
         compare_reloaded(shipped, beside, prompt=prompt, condition=condition, device=device)
         settle(beside)
-
-    _replace(run / "model", write)
     return run / "model"
 
 
@@ -108,13 +106,10 @@ def _save_lora(networks: Networks, config: ModelConfig, folder: Path) -> None:
         metadata = portable_metadata(network.peft_config["default"].to_dict())
         options[f"{name}_lora_adapter_metadata"] = metadata
     writer = StableDiffusionPipeline if len(encoders) == 1 else StableDiffusionXLPipeline
-
-    def write(beside: Path) -> None:
+    with whole(folder) as beside:
         writer.save_lora_weights(beside, **options)
         tensors, header = read_tensors(beside)
         save_ordered(tensors, beside / FILE_NAME, metadata=header)  # the same run writes the same bytes
-
-    _replace(folder, write)
 
 
 def _save_token(networks: Networks, config: ModelConfig, folder: Path) -> None:
@@ -126,17 +121,5 @@ def _save_token(networks: Networks, config: ModelConfig, folder: Path) -> None:
         layer = encoder.get_input_embeddings()
         row = layer(torch.tensor([tokenizer.convert_tokens_to_ids(word)]))
         name = "learned_embeds" if not number else f"learned_embeds_{number + 1}"
-        _replace(
-            folder / f"{name}.safetensors",
-            lambda beside, row=row: save_file({word: row.detach().contiguous()}, beside),  # type: ignore[misc]
-        )
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes a file or folder beside its place, then renames it."""
-    beside = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(beside, ignore_errors=True)
-    write(beside)
-    shutil.rmtree(path, ignore_errors=True)  # a folder gives way to no rename; a file does
-    beside.replace(path)
+        with whole(folder / f"{name}.safetensors") as beside:
+            save_file({word: row.detach().contiguous()}, beside)

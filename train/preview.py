@@ -10,6 +10,7 @@ from PIL import Image
 from ..configs.schema import AuditConfig
 from ..data.processes import Processes
 from ..evaluation import contact_sheet
+from ..evaluation.whole_file import whole
 from ..inference.pipelines import (
     OffsetStableDiffusionControlNetPipeline,
     OffsetStableDiffusionPipeline,
@@ -96,10 +97,8 @@ def save_preview(
 
 def save_picture(picture: Image.Image, file: Path) -> None:
     """Writes a PNG beside its place, then renames it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.partial")
-    picture.save(beside, format="PNG")
-    beside.replace(file)
+    with whole(file) as beside:
+        picture.save(beside, format="PNG")
 
 
 def _grow(folder: Path, pictures: list[Image.Image], *, step: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from onbrand.assets.pictures import drawn_once
 from onbrand.data.studio import CLASSES, COLOURS, FINISHES, Product, Shot
+from onbrand.evaluation.whole_file import whole
 from PIL import Image
 
 SIDE = 64
@@ -39,16 +40,15 @@ def catalogue_folder(pictures: int, *, work: Path) -> Path:
     folder = work / f"catalogue_{pictures}"
     if folder.exists():
         return folder
-    beside = folder.with_name(f"{folder.name}.partial")
-    beside.mkdir(parents=True, exist_ok=True)
-    shown = _shown()
-    with (beside / "metadata.jsonl").open("w") as lines:
+    shown, rows = _shown(), []
+    with whole(folder) as beside:
+        beside.mkdir()
         for i in _chosen(pictures):
             product = shown[i]
             Shot("on-brand", SIDE, CATALOGUE_SEED, i, (product,)).draw().save(beside / f"{i:05d}.png")
             row = {"file_name": f"{i:05d}.png", "text": product.words(), "class": product.kind}
-            lines.write(json.dumps(row) + "\n")
-    beside.rename(folder)
+            rows.append(json.dumps(row) + "\n")
+        (beside / "metadata.jsonl").write_text("".join(rows))
     return folder
 
 

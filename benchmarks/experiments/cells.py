@@ -160,7 +160,9 @@ TABLES = {
     "methods": Comparison(
         "All weights and LoRA",
         _cells(
-            *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in (*BOTH, OFTEN[0])), *SHORT
+            *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in (*BOTH, OFTEN[0])),
+            *((f"offset LoRA {rank}, all layers", "class mean") for rank in RANKS),
+            *SHORT,
         ),
         reference=Cell(*SHORT[1]),
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from onbrand.evaluation.look.foreground import product_mask
+from onbrand.evaluation.whole_file import whole
 from onbrand.inference.generate import generate
 from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.pca import Sampler
@@ -26,10 +27,8 @@ def pictures_of(cell: Cell, *, pictures: int, work: Path) -> np.ndarray:
     file = work / "drawn" / f"{cell.name.replace(' / ', '--').replace(' ', '_')}.npy"
     if not file.exists() or len(np.load(file, mmap_mode="r")) < len(SETS) * pictures:
         drawn = _drawn(cell, rows_of(pictures), work=work)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"partial-{file.name}")
-        np.save(beside, drawn)
-        beside.replace(file)
+        with whole(file) as beside, beside.open("wb") as written:
+            np.save(written, drawn)
     return np.load(file, mmap_mode="r")
 
 

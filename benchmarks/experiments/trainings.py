@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from onbrand.configs import load_config
 from onbrand.configs.schema import Config
+from onbrand.evaluation.whole_file import whole
 from onbrand.inference.load import load_pipeline
 from onbrand.train import step
 from onbrand.train.models import TINY_BASE
@@ -46,6 +47,9 @@ RANGES = {
 }
 SHARES = (0.3, 0.5)  # of timesteps drawn from the offset range, in trainings of full length
 LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
+# every linear layer and convolution of the transformer and residual blocks
+CONVOLUTIONS = "conv1, conv2, conv_shortcut, time_emb_proj, conv"
+ALL_LAYERS = f"[to_q, to_k, to_v, to_out.0, proj_in, proj_out, ff.net.0.proj, ff.net.2, {CONVOLUTIONS}]"
 CONTROLNET = (
     SHORT,
     "model.method=frozen",
@@ -98,6 +102,9 @@ TRAININGS = {
     **ALTERNATIVES,
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
        for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": ("start.emphasis=0.3",)}.items()},
+    **{f"offset LoRA {n}, all layers": Training(
+        (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", f"model.lora.targets={ALL_LAYERS}"))
+       for n in RANKS},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))
@@ -160,7 +167,6 @@ def _base(training: Training, seed: int, work: Path) -> Path:
         pipeline.scheduler = type(pipeline.scheduler).from_config(
             pipeline.scheduler.config, **dict(training.schedule)
         )
-        beside = folder.with_name(f"{folder.name}.partial")
-        pipeline.save_pretrained(beside)
-        beside.rename(folder)
+        with whole(folder) as beside:
+            pipeline.save_pretrained(beside)
     return folder

@@ -12,6 +12,7 @@ from onbrand.assets.base import encode
 from onbrand.assets.descriptor import StudioDescriptor
 from onbrand.assets.pictures import drawn_once
 from onbrand.data.studio import CLASSES, Product, Shot, draw_products
+from onbrand.evaluation.whole_file import whole
 from onbrand.inference.inverse_problems import decode
 from onbrand.train.models import TINY_BASE
 from PIL import Image
@@ -60,9 +61,8 @@ def latents(work: Path, name: str, count: int, look: str = "wild") -> Tensor:
     file = work / "pictures" / f"{look} {name}.safetensors"
     if not file.exists():
         drawn = pixels(work, name, size_of(name), look)
-        beside = file.with_name(f"partial-{file.name}")
-        save_file({"latents": encode(vae(), drawn)}, beside)
-        beside.rename(file)
+        with whole(file) as beside:
+            save_file({"latents": encode(vae(), drawn)}, beside)
     return load_file(file)["latents"][:count]
 
 

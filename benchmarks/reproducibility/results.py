@@ -13,6 +13,7 @@ import numpy as np
 from models import DDIM, Model, noises, sample, trained
 from onbrand.evaluation import contact_sheet
 from onbrand.evaluation.reproducibility import Calibration, Score, calibrate_threshold, cosines
+from onbrand.evaluation.whole_file import whole
 from onbrand.pca import Sampler
 from pictures import HELD_OUT, descriptor, drawn, features, latents
 from PIL import Image
@@ -30,10 +31,8 @@ def kept(out: Path, name: str, make: Callable[[], Tensor]) -> Tensor:
     """A tensor read from OUT/samples, made and written there if it is not."""
     file = out / "samples" / f"{name}.safetensors"
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"partial-{file.name}")
-        save_file({"values": make().contiguous()}, beside)
-        beside.rename(file)
+        with whole(file) as beside:
+            save_file({"values": make().contiguous()}, beside)
     return load_file(file)["values"]
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...pca.fingerprint import COMPARED, TOLERANCE, vae_fingerprint
+from ..size import picture_size
 from ..start import at_first_step
 from .step import check_scheduler
 
@@ -86,16 +87,12 @@ def size_of(pipeline: Any, call: Mapping[str, Any]) -> tuple[int, int]:
     factor, picture = pipeline.vae_scale_factor, call.get("image")
     while isinstance(picture, list) and picture:
         picture = picture[0]
-    if getattr(pipeline, "start_distribution", None) is not None:
-        sides = pipeline.start_distribution.sizes[0]
-    elif isinstance(picture, Image.Image):  # a ControlNet's condition gives its own size
-        sides = (picture.height // factor, picture.width // factor)
-    elif isinstance(picture, Tensor):
-        sides = tuple(side // factor for side in picture.shape[-2:])
-    else:
-        sample_size = pipeline.unet.config.sample_size
-        sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-    return call.get("height") or sides[0] * factor, call.get("width") or sides[1] * factor
+    own = picture_size(pipeline)
+    if getattr(pipeline, "start_distribution", None) is None and isinstance(picture, Image.Image | Tensor):
+        # a ControlNet's condition gives its own size
+        sides = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
+        own = (sides[0] // factor * factor, sides[1] // factor * factor)
+    return call.get("height") or own[0], call.get("width") or own[1]
 
 
 def _arguments(pipeline: Any) -> set[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from ..size import picture_size
 from .attention_maps import find_layer
 from .first_pass import first_timestep, plain_unet
 
@@ -128,10 +129,5 @@ def check_concepts(concepts: Sequence[str]) -> None:
 
 def _latent_shape(pipeline: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
     """(C, H, W) of the latents of a picture of this size in pixels, by default the pipeline's own."""
-    factor, channels = pipeline.vae_scale_factor, pipeline.vae.config.latent_channels
-    if hasattr(pipeline, "_size"):
-        height, width = pipeline._size(height, width)
-        return channels, height // factor, width // factor
-    side = pipeline.unet.config.sample_size
-    sides = (side, side) if isinstance(side, int) else tuple(side)
-    return channels, height // factor if height else sides[0], width // factor if width else sides[1]
+    factor, (height, width) = pipeline.vae_scale_factor, picture_size(pipeline, height, width)
+    return pipeline.vae.config.latent_channels, height // factor, width // factor

@@ -28,6 +28,7 @@ from onbrand.inference.contrastive import ContrastiveNoise
 from onbrand.inference.couplings import Repulsive
 from onbrand.inference.generate import generate
 from onbrand.inference.learned import LearnedCoupling
+from onbrand.inference.size import picture_size
 from onbrand.pca import Sampler, StartDistribution
 from onbrand.train.conditions import Conditions
 from PIL import Image
@@ -525,7 +526,7 @@ def test_fresh_noise_on_top_of_a_coupling_is_noted(checkpoint: Path, tmp_path: P
 
 
 def test_an_object_gets_new_backgrounds(checkpoint: Path, tmp_path: Path) -> None:
-    size = tuple(reversed(load_pipeline(checkpoint)._size(None, None)))
+    size = tuple(reversed(picture_size(load_pipeline(checkpoint))))
     picture, mask = Image.new("RGB", size, "white"), Image.new("L", size)
     for canvas, colour in ((picture, "red"), (mask, 255)):
         canvas.paste(colour, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))

@@ -18,8 +18,9 @@ from onbrand.inference import (
     OffsetStableDiffusionPipeline,
     load_pipeline,
 )
-from onbrand.inference.inversion import DdimMap, for_gradients, frame, invert
+from onbrand.inference.inversion import DdimMap, for_gradients, invert
 from onbrand.inference.picture import fit_to_frame
+from onbrand.inference.size import picture_size
 from onbrand.inference.start import start_latents
 from onbrand.pca import Sampler, StartDistribution
 from onbrand.train.models import TINY_BASE
@@ -169,7 +170,7 @@ def test_the_noise_beside_a_start_leads_to_the_same_latents(tiny, pipeline, gene
 
 def test_an_unconditional_model_in_pixels(generator):
     pipeline = quiet(pixel_pipeline())
-    assert frame(pipeline, None, None) == (16, 16)
+    assert picture_size(pipeline) == (16, 16)
     found = invert(pipeline, picture(size=24))
     shown = torch.from_numpy(np.array(fit_to_frame(picture(size=24), 16, 16)))
     torch.testing.assert_close((found.x_0[0] + 1) / 2, shown.permute(2, 0, 1) / 255)
