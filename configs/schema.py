@@ -38,7 +38,7 @@ class LoraConfig(Section):
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 16
-    targets: Targets = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet
+    targets: Targets = ["to_q", "to_k", "to_v", "to_out.0"]  # of the UNet; [all]: of its blocks all layers
     text_encoder_targets: Targets = ["q_proj", "k_proj", "v_proj", "out_proj"]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dora: bool = False  # weight-decomposed: a trained magnitude beside the direction

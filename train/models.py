@@ -20,6 +20,11 @@ from ..inference.text import text_encoders, tokenizers
 from .denoiser import Denoiser
 
 TINY_BASE = Path(__file__).parents[1] / "assets" / "tiny-base"
+# by peft's names: of the transformer blocks, the residual blocks, and the samplers between them
+BLOCK_LAYERS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv"),
+)
 
 
 @dataclass
@@ -60,7 +65,8 @@ def check_method(pipeline: Any, config: ModelConfig) -> None:
     """Raises ValueError on what the base cannot be trained by: LoRA targets that match no module, a token
     that is a word already, an initial word that is several."""
     if config.method == "lora":
-        _check_targets("model.lora.targets", config.lora.targets, [("UNet", pipeline.unet)])
+        targets = _unet_targets(pipeline.unet, config.lora.targets)
+        _check_targets("model.lora.targets", targets, [("UNet", pipeline.unet)])
     if config.text_encoder == "lora":
         encoders = [("text encoder", encoder) for encoder in text_encoders(pipeline)]
         _check_targets("model.lora.text_encoder_targets", config.lora.text_encoder_targets, encoders)
@@ -75,6 +81,14 @@ def _check_targets(key: str, targets: list[str], networks: list[tuple[str, Any]]
         lost = [target for target in targets if not any(matches(name, target) for name in modules)]
         if lost:
             raise ValueError(f"{key} must match modules of the {what}, got {lost} which match none")
+
+
+def _unet_targets(unet: Any, targets: list[str]) -> list[str]:
+    """The targets by name; for `[all]` every linear layer and convolution of the blocks of this UNet."""
+    if targets != ["all"]:
+        return targets
+    modules = [name for name, _ in unet.named_modules()]
+    return [layer for layer in BLOCK_LAYERS if any(matches(name, layer) for name in modules)]
 
 
 def matches(name: str, target: str) -> bool:
@@ -156,7 +170,7 @@ def _train_unet(unet: Any, config: ModelConfig) -> None:
             if isinstance(module, Attention):
                 module.requires_grad_(True)
     elif config.method == "lora":
-        unet.add_adapter(_lora(config, config.lora.targets))
+        unet.add_adapter(_lora(config, _unet_targets(unet, config.lora.targets)))
 
 
 def _train_text_encoder(encoder: Any, config: ModelConfig) -> None:

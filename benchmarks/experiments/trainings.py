@@ -47,9 +47,6 @@ RANGES = {
 }
 SHARES = (0.3, 0.5)  # of timesteps drawn from the offset range, in trainings of full length
 LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
-# every linear layer and convolution of the transformer and residual blocks
-CONVOLUTIONS = "conv1, conv2, conv_shortcut, time_emb_proj, conv"
-ALL_LAYERS = f"[to_q, to_k, to_v, to_out.0, proj_in, proj_out, ff.net.0.proj, ff.net.2, {CONVOLUTIONS}]"
 CONTROLNET = (
     SHORT,
     "model.method=frozen",
@@ -103,7 +100,7 @@ TRAININGS = {
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
        for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": ("start.emphasis=0.3",)}.items()},
     **{f"offset LoRA {n}, all layers": Training(
-        (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", f"model.lora.targets={ALL_LAYERS}"))
+        (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", "model.lora.targets=[all]"))
        for n in RANKS},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},

@@ -38,6 +38,7 @@ METHODS = {
     "lora and text": {"method": "lora", "text_encoder": "lora", "lora__rank": 2},
     "dora": {"method": "lora", "lora__rank": 2, "lora__dora": True},
     "rslora": {"method": "lora", "lora__rank": 2, "lora__rslora": True},
+    "lora on all layers": {"method": "lora", "lora__rank": 2, "lora__targets": "[all]"},
     "attention": {"method": "attention"},
     "text": {"method": "frozen", "text_encoder": "full"},
     "token": {"method": "frozen", "text_encoder": "token", "token__initial": "a"},
@@ -52,6 +53,7 @@ CHANGES = {
     "lora and text": {"unet": "attn", "text_encoder": "attn"},
     "dora": {"unet": "attn"},
     "rslora": {"unet": "attn"},
+    "lora on all layers": {"unet": "block"},
     "attention": {"unet": "attn"},
     "text": {"text_encoder": ""},
     "token": {"text_encoder": "token_embedding"},
@@ -126,11 +128,13 @@ def test_every_method_also_trains_without_the_offset(
     assert not any("loss_offset_range" in row for row in read_metrics(run))
 
 
+@pytest.mark.parametrize("targets", ["[to_q, to_v]", "[all]"])
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_adapters_in_lora_load_into_the_base_with_diffusers(
-    make_config: MakeConfig, bases: dict[str, Path], family: str
+    make_config: MakeConfig, bases: dict[str, Path], family: str, targets: str
 ) -> None:
     options = {**SHORT, **options_of("lora and text"), "model__lora__alpha": 1, "train__learning_rate": 0.05}
+    options["model__lora__targets"] = targets
     run = run_training(make_config(model__base=bases[family], **options), console=QUIET)
     plain = (StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline).from_pretrained(
         bases[family]
@@ -220,6 +224,21 @@ def test_frozen_weights_take_the_training_precision_and_trained_ones_stay_float3
                 expected = torch.float32 if parameter.requires_grad else torch.bfloat16
                 assert parameter.dtype == expected, (method, name)
         assert all(p.dtype == torch.float32 for p in networks.pipeline.vae.parameters())
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_lora_on_all_layers_adapts_every_layer_of_the_blocks(bases: dict[str, Path], family: str) -> None:
+    config = config_of(
+        ["model.lora.targets=[all]"], model={"base": str(bases[family]), "method": "lora"}
+    ).model
+    unet = prepare_networks(load_base(config), config).pipeline.unet
+    adapted = {name for name, module in unet.named_modules() if isinstance(module, BaseTunerLayer)}
+    base = load_base(config).unet
+    assert adapted == {
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and "block" in name
+    }
 
 
 def test_dora_trains_magnitudes_and_rslora_scales_by_the_root_of_the_rank(bases: dict[str, Path]) -> None:
