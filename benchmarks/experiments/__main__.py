@@ -58,11 +58,11 @@ def show(
 
 
 @app.command()
-def sheet(table: Table, file: Path, work: Work = WORK) -> None:
+def sheet(table: Table, file: Path, seed: int = 0, work: Work = WORK) -> None:
     """Writes a picture: a row a cell that is measured, the same products and noises down a column."""
     known, rows = results(), {"real": shown_first(np.stack(real_pictures(work=work)))}
     comparison = _comparison(table)
-    for cell in comparison.cells(0):
+    for cell in comparison.cells(seed):
         if cell.name in known:
             drawn = pictures_of(cell, pictures=comparison.pictures, work=work)
             rows[f"{cell.training}, {cell.told_start}"] = shown_first(drawn)
