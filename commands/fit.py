@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import yaml
 from rich.console import Console
 
 from ..configs import Config, config_of, load_config, parse_config, recipe_names
+from ..evaluation.whole_file import recover, whole
 from .audit import condition_of, framing_of
 from .console import best_device, quiet_console
 
@@ -32,13 +32,16 @@ def fit(
     Raises ValueError when the folder exists and is not that of an earlier fit, and on anything wrong with
     config, checkpoint or catalogue.
     """
+    from ..evaluation.whole_file import recover, whole
+
     if add_to is not None:
+        recover(add_to)
         is_fit = (add_to / RESULT).exists() and (add_to / "start_distribution").is_dir()
         if not is_fit or into is not None or output is not None:
             got = "it beside --into or --output" if is_fit else f"{add_to}"
             raise ValueError(f"--add-to must be the folder of an earlier fit, and alone, got {got}")
     output = (add_to or output or Path("runs") / f"{Path(what).stem}_fit").absolute()
-    _recover(output)
+    recover(output)
     if output.exists() and (into is not None or not (output / RESULT).exists()):
         raise ValueError(f"output must be a new folder, got {output}, which exists")
     console = quiet_console()
@@ -48,14 +51,12 @@ def fit(
         fitted = _add(what, earlier=output, overrides=overrides, console=console)
     if not fitted.is_main:
         return output
-    beside = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    if into is None:
-        _write(fitted, beside, title=output.name, console=console)
-        fitted.prepared.start_distribution.save_pretrained(beside / "start_distribution")
-    else:
-        _attach(fitted, beside, into=into, console=console)
-    _put_in_place(beside, output)
+    with whole(output) as beside:
+        if into is None:
+            _write(fitted, beside, title=output.name, console=console)
+            fitted.prepared.start_distribution.save_pretrained(beside / "start_distribution")
+        else:
+            _attach(fitted, beside, into=into, console=console)
     inner = output if into is None else output / "fit"
     console.print(f"[bold]page[/]     {inner / 'start.html'}", soft_wrap=True)
     if into is not None:
@@ -247,20 +248,3 @@ def _attach(fitted: _Fitted, folder: Path, *, into: str, console: Console) -> No
             save_audit(audited, name=name, run=folder / "fit")
             reports[name] = audited.report
     console.print(compare_table(reports, title=f"On-brand audit of {into} against {config.data.source}"))
-
-
-def _recover(output: Path) -> None:
-    """Puts an earlier folder back where a run was killed between the two renames of `_put_in_place`."""
-    earlier = output.with_name(f"{output.name}.earlier")
-    if earlier.exists() and not output.exists():
-        earlier.rename(output)
-
-
-def _put_in_place(beside: Path, output: Path) -> None:
-    """Renames a finished folder to its place; an earlier one is removed once the new one stands there."""
-    earlier = output.with_name(f"{output.name}.earlier")
-    if output.exists():
-        shutil.rmtree(earlier, ignore_errors=True)
-        output.rename(earlier)
-    beside.rename(output)
-    shutil.rmtree(earlier, ignore_errors=True)

@@ -15,16 +15,27 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     are made. For one writer at a time: several would share the place.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.name}.partial")
+    beside, earlier = path.with_name(f"{path.name}.partial"), _earlier(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     _remove(beside)
     try:
         yield beside
         if path.is_dir():  # gives way to no rename
-            shutil.rmtree(path)
+            _remove(earlier)
+            path.rename(earlier)
         beside.replace(path)
+        _remove(earlier)
     finally:
         _remove(beside)
+        recover(path)
+
+
+def recover(path: str | os.PathLike[str]) -> None:
+    """Puts an earlier folder back where a writer was killed between the two renames of `whole`."""
+    path = Path(path)
+    if _earlier(path).exists() and not path.exists():
+        _earlier(path).rename(path)
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
@@ -35,6 +46,10 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
     with whole(path) as beside:
         beside.write_text(text, encoding="utf-8", errors="replace")
     return Path(path)
+
+
+def _earlier(path: Path) -> Path:
+    return path.with_name(f"{path.name}.earlier")
 
 
 def _remove(path: Path) -> None:

@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from onbrand.evaluation.whole_file import whole, write_whole
+from onbrand.evaluation.whole_file import recover, whole, write_whole
 
 
 def test_a_file_is_written_beside_and_renamed(tmp_path, monkeypatch) -> None:
@@ -47,3 +47,11 @@ def test_an_earlier_one_gives_way_to_a_whole_one_alone(tmp_path: Path, kind: str
         raise OSError("disk full")
     assert read() == "second"
     assert list(path.parent.rglob("*")) == ([path, path / "part"] if kind == "folder" else [path])
+    if kind == "folder":
+        path.rename(path.with_name("model.earlier"))  # killed here
+        recover(path)
+        assert read() == "second"
+        recover(path)
+        with suppress(FileNotFoundError), whole(path):
+            pass  # nothing to put in its place
+        assert read() == "second"
