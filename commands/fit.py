@@ -9,7 +9,6 @@ import yaml
 from rich.console import Console
 
 from ..configs import Config, config_of, load_config, parse_config, recipe_names
-from ..evaluation.whole_file import recover, whole
 from .audit import condition_of, framing_of
 from .console import best_device, quiet_console
 
