@@ -1,41 +1,42 @@
 """Files and folders that are there whole or not at all."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def whole(path: str | os.PathLike[str], *, shared: bool = False) -> Iterator[Path]:
     """Gives a place beside `path` to write a file or folder at, renamed to `path` when the block ends well.
 
-    One that fails leaves `path` as it was. What a killed writer left beside is removed, and the folders above
-    are made. For one writer at a time: several would share the place.
+    One that fails leaves `path` as it was. The folders above are made, what a killed writer left is removed.
+    shared: several may write at a time, each at a place of its own, where a killed one's file stays.
+    Raises IsADirectoryError on a file in the place of a folder.
     """
-    path = Path(path)
-    beside, earlier = path.with_name(f"{path.name}.partial"), _earlier(path)
+    path = Path(path).absolute()
+    own = f".{os.getpid()}-{secrets.token_hex(4)}" if shared else ""
+    beside = path.with_name(f"{path.name}{own}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     _remove(beside)
     try:
         yield beside
-        if path.is_dir():  # gives way to no rename
-            _remove(earlier)
-            path.rename(earlier)
-        beside.replace(path)
-        _remove(earlier)
+        _put_in_place(beside, path)
     finally:
-        _remove(beside)
         recover(path)
+        with suppress(OSError):
+            _remove(beside)
 
 
 def recover(path: str | os.PathLike[str]) -> None:
     """Puts an earlier folder back where a writer was killed between the two renames of `whole`."""
-    path = Path(path)
-    if _earlier(path).exists() and not path.exists():
-        _earlier(path).rename(path)
+    path = Path(path).absolute()
+    if not path.exists() and path.with_name(f"{path.name}.partial").exists():
+        with suppress(FileNotFoundError):  # there is none, or another process has put it back
+            _earlier(path).rename(path)
 
 
 def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
@@ -43,9 +44,21 @@ def write_whole(text: str, path: str | os.PathLike[str]) -> Path:
 
     Folders are made as needed. Lone surrogates, as a file name that is no text has, are written as "?".
     """
-    with whole(path) as beside:
+    with whole(path, shared=True) as beside:
         beside.write_text(text, encoding="utf-8", errors="replace")
     return Path(path)
+
+
+def _put_in_place(beside: Path, path: Path) -> None:
+    if not (beside.is_dir() and path.is_dir()):
+        beside.replace(path)
+        return
+    earlier = _earlier(path)  # a folder gives way to no rename
+    _remove(earlier)
+    path.rename(earlier)
+    beside.replace(path)
+    with suppress(OSError):
+        _remove(earlier)
 
 
 def _earlier(path: Path) -> Path:
@@ -53,7 +66,7 @@ def _earlier(path: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

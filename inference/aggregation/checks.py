@@ -87,12 +87,13 @@ def size_of(pipeline: Any, call: Mapping[str, Any]) -> tuple[int, int]:
     factor, picture = pipeline.vae_scale_factor, call.get("image")
     while isinstance(picture, list) and picture:
         picture = picture[0]
-    own = picture_size(pipeline)
     if getattr(pipeline, "start_distribution", None) is None and isinstance(picture, Image.Image | Tensor):
         # a ControlNet's condition gives its own size
         sides = picture.shape[-2:] if isinstance(picture, Tensor) else (picture.height, picture.width)
-        own = (sides[0] // factor * factor, sides[1] // factor * factor)
-    return call.get("height") or own[0], call.get("width") or own[1]
+        height, width = (side // factor * factor for side in sides)
+    else:
+        height, width = picture_size(pipeline)
+    return call.get("height") or height, call.get("width") or width
 
 
 def _arguments(pipeline: Any) -> set[str]:

@@ -200,10 +200,16 @@ def test_a_fit_killed_between_its_renames_is_put_back(
     out = tmp_path / "fit"
     invoke("fit", catalogue, f"model.base={tiny_base}", "-o", out)
     page = (out / "start.html").read_bytes()
-    out.rename(tmp_path / "fit.earlier")
-    with pytest.raises(ValueError, match="output must be a new folder"):
-        invoke("fit", catalogue, "--into", tiny_base, "-o", out)
-    assert (out / "start.html").read_bytes() == page
+    for rule, arguments in (
+        ("output must be a new folder", ("--into", tiny_base, "-o", out)),
+        ("got it beside --into or --output", ("--add-to", out, "-o", out)),
+    ):
+        out.rename(tmp_path / "fit.earlier")
+        (tmp_path / "fit.partial").mkdir()
+        with pytest.raises(ValueError, match=rule):
+            invoke("fit", catalogue, *arguments)
+        assert (out / "start.html").read_bytes() == page
+        (tmp_path / "fit.partial").rmdir()
 
 
 def test_fit_reads_a_config_and_its_family(tiny_base: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,11 +48,45 @@ def test_an_earlier_one_gives_way_to_a_whole_one_alone(tmp_path: Path, kind: str
         raise OSError("disk full")
     assert read() == "second"
     assert list(path.parent.rglob("*")) == ([path, path / "part"] if kind == "folder" else [path])
-    if kind == "folder":
-        path.rename(path.with_name("model.earlier"))  # killed here
-        recover(path)
-        assert read() == "second"
-        recover(path)
-        with suppress(FileNotFoundError), whole(path):
-            pass  # nothing to put in its place
-        assert read() == "second"
+
+
+def test_a_folder_is_put_back_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    path, earlier, beside = (tmp_path / name for name in ("fit", "fit.earlier", "fit.partial"))
+    for folder, text in ((earlier, "first"), (beside, "second")):
+        folder.mkdir()
+        (folder / "part").write_text(text)
+    recover(path)
+    assert (path / "part").read_text() == "first"
+    assert not earlier.exists()
+    with suppress(FileNotFoundError), whole(path):
+        pass  # nothing to put in its place
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["fit", "fit/part"]
+    path.rename(earlier)  # by hand: nothing was being written
+    recover(path)
+    assert not path.exists()
+
+
+def test_a_file_takes_no_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "brand").mkdir()
+    (tmp_path / "brand" / "logo").write_text("kept")
+    with pytest.raises(IsADirectoryError):
+        write_whole("limits", tmp_path / "brand")
+    assert [path.name for path in tmp_path.rglob("*")] == ["brand", "logo"]
+
+
+def test_a_link_to_a_folder_gives_way_and_its_target_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        with whole(tmp_path / "model") as beside:
+            beside.mkdir()
+    assert not (tmp_path / "model").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "real"]
+
+
+def test_several_write_the_same_text_file(tmp_path: Path) -> None:
+    texts = [str(number) * 50_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for path in pool.map(lambda text: write_whole(text, tmp_path / "limits.json"), texts * 20):
+            assert path.read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["limits.json"]
