@@ -162,6 +162,7 @@ TABLES = {
         _cells(
             *((f"{kind} LoRA {rank}", start) for rank in RANKS for kind, start in (*BOTH, OFTEN[0])),
             *((f"offset LoRA {rank}, all layers", "class mean") for rank in RANKS),
+            (f"offset at 30% LoRA {RANKS[1]}, all layers", "class mean"),
             *SHORT,
         ),
         reference=Cell(*SHORT[1]),

@@ -45,6 +45,7 @@ RANGES = {
     "from 900": ("start.offset_from=900",),
     "from 980": ("start.offset_from=980",),
 }
+OFTEN = RANGES["30 % of timesteps"]
 SHARES = (0.3, 0.5)  # of timesteps drawn from the offset range, in trainings of full length
 LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
 CONTROLNET = (
@@ -98,10 +99,10 @@ TRAININGS = {
     "plain, same timesteps": Training(objective=same_timesteps),
     **ALTERNATIVES,
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
-       for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": ("start.emphasis=0.3",)}.items()},
-    **{f"offset LoRA {n}, all layers": Training(
-        (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", "model.lora.targets=[all]"))
-       for n in RANKS},
+       for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": OFTEN}.items()},
+    **{f"{kind} LoRA {n}, all layers": Training(
+        (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", "model.lora.targets=[all]", *overrides))
+       for n in RANKS for kind, overrides in {"offset": (), "offset at 30%": OFTEN}.items()},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))
