@@ -35,7 +35,8 @@ PROMISED = ("model/", "lora/", "token/", "start_distribution/", "audits/", "audi
 UNREPEATABLE = ("per_second", "memory", "seconds")  # parts of the names of what is measured, not computed
 SHARD = "shard"
 SHOWN = 3  # differences and remarks of a trial
-OTHER_SAVES = {SHARD, "model.partial", "lora.partial"}  # beside checkpoints
+OTHER_SAVES = {SHARD, "start_distribution.partial", "model.partial", "lora.partial"}  # beside checkpoints
+HALF_SHARDS = "*/shard-*.partial"
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ class Job:
 
     def _look(self, watched: Watched, *, since: float) -> None:
         paths = (*self.run.glob("*.partial"), *self.run.glob("checkpoints/*.partial"))
-        for path in (*paths, *self.cache.glob("*/.shard-*")):
+        for path in (*paths, *self.cache.glob(HALF_SHARDS)):
             # gone in the meantime, or left behind by an earlier kill
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime >= since:
-                    name = path.name if path.suffix == ".partial" else SHARD
+                    name = SHARD if path.name.startswith("shard-") else path.name
                     first, _ = watched.saves.get(name, (watched.seconds, 0.0))
                     watched.saves[name] = (first, watched.seconds)
         if watched.first_step is None and (self.run / METRICS).exists():
@@ -153,9 +154,9 @@ def stage(job: Job) -> str:
         return f"step {rows[-1]['step']} logged"
     if (run / "inputs.json").exists():
         return "start distribution, limits"
-    if shards := list(job.cache.glob("*/shard-*")):
+    if shards := list(job.cache.glob("*/shard-*.safetensors")):
         return f"{len(shards)} shard(s) of latents"
-    return "half a shard of latents" if list(job.cache.glob("*/.shard-*")) else "nothing"
+    return "half a shard of latents" if list(job.cache.glob(HALF_SHARDS)) else "nothing"
 
 
 def products(run: Path) -> dict[str, str]:

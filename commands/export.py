@@ -90,9 +90,8 @@ def _export(
     import torch
     from accelerate.utils.memory import clear_device_cache
 
-    from ..evaluation.whole_file import whole
     from ..export.check import check_elsewhere, draw_proof
-    from ..train.checkpoint import settle
+    from ..pca.whole_file import whole
 
     pipeline = source.pipeline
     if dtype is not None and kind not in ("lora", "kohya"):
@@ -114,7 +113,6 @@ def _export(
                 clear_device_cache()  # the other process is to have the accelerator to itself
                 worst = check_elsewhere(proof, path=checked, **options)
                 said = f"drawn again in a fresh process, at most {worst:.2f}/255 off"
-            settle(beside)
     finally:
         pipeline.to("cpu")
     console.print(f"[bold]{kind:<12}[/] {folder}  [dim]{said}[/]", soft_wrap=True)

@@ -34,11 +34,11 @@ def tickets(
     from rich.progress import Progress
 
     from ..inference.load import load_pipeline
-    from ..inference.tickets.collection import ABOUT, TicketCollection
+    from ..inference.tickets.collection import FILE, TicketCollection
     from ..inference.tickets.setting import check_concepts, texts_of
     from ..train.models import resolve_base
 
-    known = TicketCollection.load(output) if (output / ABOUT).is_file() else None
+    known = TicketCollection.load(output) if (output / FILE).is_file() else None
     if known is None:
         check_concepts(concepts)
     else:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from ..pca.whole_file import write_tensors
 
 Entry = tuple[Path, int]  # shard file and row
 Row = Mapping[str, torch.Tensor]
@@ -49,15 +50,9 @@ def write_shard(folder: Path, rows: Mapping[str, Row]) -> None:
     # cache at the same time cannot cross rows, and no second file can disagree with the shard.
     digest = hashlib.sha256(" ".join(rows).encode()).hexdigest()[:12]
     path = folder / f"shard-{digest}.safetensors"
-    beside = folder / f".{path.name}.{os.getpid()}.tmp"
     names = next(iter(rows.values()))
     tensors = {name: torch.stack([row[name] for row in rows.values()]) for name in names}
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, beside, metadata={KEYS: json.dumps(list(rows))})
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_tensors(tensors, path, {KEYS: json.dumps(list(rows))})
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:

@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from ..pca.whole_file import write_whole
 from .audit import AuditReport
 from .audit_rows import Row, listed_rows, rows_of, shown_rows, worst_of
 from .criteria import CRITERIA, TOTAL_LEVEL, Criterion, Range
@@ -20,7 +21,6 @@ from .limits import Limits
 from .look.foreground import to_rgb
 from .rules import describe_limits, digits_to_tell, span
 from .start_page import data_uri
-from .whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("audit_page.html")
 FEW, LARGE_SIDE, SIDE = 64, 512, 256  # up to FEW inlined pictures are inlined large

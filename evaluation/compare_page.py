@@ -9,8 +9,8 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from ..pca.whole_file import write_whole
 from .start_page import data_uri
-from .whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("compare_page.html")
 SIDE = 256

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from skimage.color import deltaE_ciede2000
 
+from ..pca.whole_file import write_whole
 from .clusters import Disagreement, clusters_of
 from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range, allowed_range
 from .look.foreground import MEASURES, Look
 from .look.kind import DESCRIPTOR
 from .reference import FEWEST, Reference, own_kinds, own_poses
-from .whole_file import write_whole
 
 SMALLEST_CLASS = 40  # classes with fewer pictures are judged by the pooled limits
 # what a photographer keeps the same; a product's own lightness or outline may well come in groups

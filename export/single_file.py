@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..evaluation.whole_file import whole
 from ..inference.original_names import text_model_name
+from ..pca.whole_file import whole
 from .ldm_names import family, open_clip_name, unet_blocks, unet_name, vae_name
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

@@ -8,12 +8,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Generator, Tensor
 
-from ..pca.statistics import read_whole, write_whole
+from ..pca.whole_file import read_tensors, write_tensors
 from .coupling_matrix import unit_rows
 from .couplings import FromMatrix
 
@@ -60,8 +59,7 @@ class LearnedCoupling:
             "settings": dict(self.settings),
         }
         metadata = {VERSION_KEY: str(FORMAT_VERSION), STORY_KEY: json.dumps(story)}
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), {"matrix": self.matrix}, metadata)
+        write_tensors({"matrix": self.matrix}, path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LearnedCoupling:
@@ -69,7 +67,7 @@ class LearnedCoupling:
 
         Raises ValueError on any other file, FileNotFoundError on none.
         """
-        tensors, metadata = read_whole(path, what="learned coupling")
+        tensors, metadata = read_tensors(path, what="learned coupling")
         version = metadata.get(VERSION_KEY, "")
         if version.isdigit() and int(version) > FORMAT_VERSION:
             raise ValueError(

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .statistics import write_whole
+from .whole_file import write_tensors
 
 Batch = tuple[Tensor, Tensor]
 ROWS_AT_ONCE = 1024
@@ -183,8 +183,7 @@ class Work:
     def write(self, part: str, tensors: dict[str, Tensor]) -> None:
         """Keeps a part; every process may write it."""
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(part), tensors)
+            write_tensors(tensors, self._path(part))
 
     def _path(self, part: str) -> Path:
         return Path(str(self._folder)) / f"{part}.safetensors"

@@ -3,16 +3,13 @@
 import json
 import math
 import os
-import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from .whole_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 1
 TENSORS = ("means", "squares", "axes", "variances", "missing")
@@ -105,12 +102,12 @@ class Statistics:
             "shape": json.dumps(list(self.shape)),
             "counts": json.dumps(self.counts),
         }
-        write_whole(Path(path), {name: getattr(self, name) for name in TENSORS}, metadata)
+        write_tensors({name: getattr(self, name) for name in TENSORS}, path, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Statistics":
         """Reads what `save` wrote, equal to the bit. Raises ValueError on any other file."""
-        tensors, metadata = read_whole(path, what="statistics file")
+        tensors, metadata = read_tensors(path, what="statistics file")
         version = metadata.get("statistics_version", "")
         if version.isdigit() and int(version) > FORMAT_VERSION:
             raise ValueError(
@@ -235,27 +232,3 @@ def _with_fixed_signs(axes: Tensor) -> Tensor:
     # Equal but for rounding: otherwise it would choose the sign.
     largest = (size >= (1 - 1e-6) * size.amax(dim=1, keepdim=True)).byte().argmax(dim=1, keepdim=True)
     return axes * axes.gather(1, largest).sign()
-
-
-def read_whole(path: str | os.PathLike, *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors and its metadata.
-
-    Raises FileNotFoundError, and ValueError with the file's role on one that cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{what} {path} must be readable, got {error}") from error
-
-
-def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file beside its place and renames it, so that it is never seen half written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata=metadata)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

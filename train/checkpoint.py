@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,6 +17,8 @@ from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..pca.whole_file import settle
 
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
@@ -79,20 +80,6 @@ def save_checkpoint(
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
-
-
-def settle(folder: Path) -> None:
-    """Waits until every file of a folder is on the disk, so that a rename cannot outrun its content.
-
-    Files get the permissions that the umask says: safetensors' own are for their owner alone.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(0o666 & ~umask)
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
 
 
 def superseded(found: list[Path], held_out: Mapping[int, float], *, newest: int, keep: int) -> list[Path]:

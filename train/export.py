@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ..configs.schema import ModelConfig
-from ..evaluation.whole_file import whole
 from ..export.lora import FILE_NAME, read_tensors
 from ..export.lora_names import diffusers_layers, portable_metadata
 from ..export.ordered import save_ordered
@@ -22,7 +21,7 @@ from ..inference.generate import generate
 from ..inference.load import load_pipeline
 from ..inference.text import text_encoders, tokenizers
 from ..pca import Sampler, StartDistribution
-from .checkpoint import settle
+from ..pca.whole_file import whole
 from .models import Networks, load_base, merge_adapters, prepare_networks
 from .preview import shipping_pipeline
 
@@ -60,7 +59,6 @@ def export_model(
     with whole(run / "model") as beside:
         shipped.to("cpu").save_pretrained(beside)
         compare_reloaded(shipped, beside, prompt=prompt, condition=condition, device=device)
-        settle(beside)
     return run / "model"
 
 

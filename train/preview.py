@@ -10,7 +10,6 @@ from PIL import Image
 from ..configs.schema import AuditConfig
 from ..data.processes import Processes
 from ..evaluation import contact_sheet
-from ..evaluation.whole_file import whole
 from ..inference.pipelines import (
     OffsetStableDiffusionControlNetPipeline,
     OffsetStableDiffusionPipeline,
@@ -19,6 +18,7 @@ from ..inference.pipelines import (
 )
 from ..inference.text import text_encoders
 from ..pca import StartDistribution
+from ..pca.whole_file import whole
 from .draw import draw, round_robin
 from .judge import side_by_side
 from .part import Part

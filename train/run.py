@@ -6,11 +6,11 @@ import hashlib
 import importlib.util
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import set_seed
-from filelock import FileLock
 from rich.console import Console
 
 from ..configs.schema import Config
@@ -23,6 +23,7 @@ from ..evaluation.rules import write_json
 from ..inference.text import text_encoders
 from ..inference.vae import pictures_of
 from ..pca import Sampler, build_scheduler
+from ..pca.whole_file import whole
 from .audits import audit_run, say_result
 from .card import write_run_card
 from .draw import round_robin
@@ -69,29 +70,9 @@ def run_training(config: Config, *, console: Console, dry_run: bool = False) -> 
     if dry_run:
         _show_first_pictures(stage, pipeline, parts[0])
         return run
-    prepared, lock = _prepare(
-        stage, networks, parts, t_min=t_min, base_hash=base_hash, cached_text=cached_text
-    )
-    if not (run / "model").exists():
-        try:
-            _train_and_export(stage, networks, prepared, cached_text=cached_text)
-        except Stopped as stopped:
-            stage.say(f"[yellow]{stopped}[/]", soft_wrap=True)
-            raise
-    accelerator.free_memory()
-    pipeline.to("cpu")
-    if networks.controlnet is not None:
-        networks.controlnet.to("cpu")
-    if not (run / "audit.json").exists():
-        audit_run(stage, prepared)
-    if stage.processes.is_main and not (run / "model" / "README.md").exists():
-        factor = pipeline.vae_scale_factor
-        start = prepared.start_distribution
-        write_run_card(config, start, vae_scale_factor=factor, run=run, folder=run / "model")
-    say_result(stage)
-    accelerator.end_training()
-    if lock:
-        lock.release()
+    with hold(run) if stage.processes.is_main else nullcontext():
+        prepared = _prepare(stage, networks, parts, t_min=t_min, base_hash=base_hash, cached_text=cached_text)
+        _go_on(stage, networks, prepared, cached_text=cached_text)
     return run
 
 
@@ -158,9 +139,8 @@ def _prepare(
     t_min: int,
     base_hash: list[str],
     cached_text: bool,
-) -> tuple[Prepared, FileLock | None]:
-    """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs, and
-    the lock that holds it on the main process."""
+) -> Prepared:
+    """Latents, start distribution and audit limits, with the run's folder made or checked to be theirs."""
     config, run, processes = stage.config, stage.run, stage.processes
     prepared = prepare(
         config,
@@ -181,19 +161,18 @@ def _prepare(
     }
     is_known = check_same_inputs(run, inputs)
     processes.wait()  # all have looked before one writes
-    lock = None
     if processes.is_main:
         start_run(config)
-        lock = hold(run)
     if not is_known:
         vae = networks.pipeline.vae.to(stage.accelerator.device)
         limits = fix_limits(part, vae, processes=processes)
         if processes.is_main:
-            prepared.start_distribution.save_pretrained(run / "start_distribution")
+            with whole(run / "start_distribution") as beside:
+                prepared.start_distribution.save_pretrained(beside)
             limits.save(run / "limits.json")
             write_json(inputs, run / INPUTS)
     processes.wait()
-    return prepared, lock
+    return prepared
 
 
 def _contents(part: Part, processes: Processes) -> dict[str, str]:
@@ -216,6 +195,29 @@ def _hash_conditions(part: Part, processes: Processes) -> str:
         return hashlib.sha256(conditions.given(row).tobytes()).hexdigest()
 
     return hashlib.sha256("".join(processes.map(digest, range(len(part)))).encode()).hexdigest()
+
+
+def _go_on(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
+    """Trains, exports, audits and writes the card, each if it has not been done."""
+    config, run, accelerator, pipeline = stage.config, stage.run, stage.accelerator, networks.pipeline
+    if not (run / "model").exists():
+        try:
+            _train_and_export(stage, networks, prepared, cached_text=cached_text)
+        except Stopped as stopped:
+            stage.say(f"[yellow]{stopped}[/]", soft_wrap=True)
+            raise
+    accelerator.free_memory()
+    pipeline.to("cpu")
+    if networks.controlnet is not None:
+        networks.controlnet.to("cpu")
+    if not (run / "audit.json").exists():
+        audit_run(stage, prepared)
+    if stage.processes.is_main and not (run / "model" / "README.md").exists():
+        factor = pipeline.vae_scale_factor
+        start = prepared.start_distribution
+        write_run_card(config, start, vae_scale_factor=factor, run=run, folder=run / "model")
+    say_result(stage)
+    accelerator.end_training()
 
 
 def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:

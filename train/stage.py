@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from rich.console import Console
 from ..configs import ConfigError, differences, parse_config
 from ..configs.schema import Config
 from ..data.processes import Processes
-from ..evaluation.whole_file import write_whole
+from ..pca.whole_file import write_whole
 
 CONFIG = "config.yaml"
 # what may differ when a run goes on: the global batch is compared as a whole
@@ -57,18 +59,24 @@ def check_same_config(config: Config) -> None:
 
 
 def start_run(config: Config) -> Path:
-    """The run's folder, made with its config.yaml if it is new."""
+    """The run's folder, made with its config.yaml if it is new.
+
+    Raises ConfigError if another command has started it with another config in the meantime.
+    """
+    check_same_config(config)
     file = Path(config.run.dir) / CONFIG
     if not file.exists():
         write_whole(yaml.safe_dump(config.to_dict(), sort_keys=False), file)
     return file.parent
 
 
-def hold(run: Path) -> FileLock:
-    """The run's folder for this command alone, until the lock is dropped or the process dies.
+@contextmanager
+def hold(run: Path) -> Iterator[None]:
+    """The run's folder for this command alone, until the block ends or the process dies.
 
     Raises ValueError if another command is at work in it.
     """
+    run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -76,7 +84,10 @@ def hold(run: Path) -> FileLock:
         raise ValueError(
             f"run must be trained by one command at a time, got another at work in {run}"
         ) from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_same_inputs(run: Path, inputs: dict[str, Any]) -> bool:

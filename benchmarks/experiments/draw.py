@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from onbrand.evaluation.look.foreground import product_mask
-from onbrand.evaluation.whole_file import whole
 from onbrand.inference.generate import generate
 from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.pca import Sampler
+from onbrand.pca.whole_file import whole
 from PIL import Image
 from rich.progress import track
 

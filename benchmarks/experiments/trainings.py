@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from onbrand.configs import load_config
 from onbrand.configs.schema import Config
-from onbrand.evaluation.whole_file import whole
 from onbrand.inference.load import load_pipeline
+from onbrand.pca.whole_file import whole
 from onbrand.train import step
 from onbrand.train.models import TINY_BASE
 from onbrand.train.run import run_training
@@ -45,7 +45,7 @@ RANGES = {
     "from 900": ("start.offset_from=900",),
     "from 980": ("start.offset_from=980",),
 }
-OFTEN = RANGES["30 % of timesteps"]
+LORA_KINDS = {**KINDS, "offset at 30%": RANGES["30 % of timesteps"]}
 SHARES = (0.3, 0.5)  # of timesteps drawn from the offset range, in trainings of full length
 LORA = (SHORT, "model.method=lora", "train.learning_rate=2.0e-3")
 CONTROLNET = (
@@ -99,10 +99,10 @@ TRAININGS = {
     "plain, same timesteps": Training(objective=same_timesteps),
     **ALTERNATIVES,
     **{f"{kind} LoRA {n}": Training((*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", *overrides))
-       for n in RANKS for kind, overrides in {**KINDS, "offset at 30%": OFTEN}.items()},
+       for n in RANKS for kind, overrides in LORA_KINDS.items()},
     **{f"{kind} LoRA {n}, all layers": Training(
         (*LORA, f"model.lora.rank={n}", f"model.lora.alpha={n}", "model.lora.targets=[all]", *overrides))
-       for n in RANKS for kind, overrides in {"offset": (), "offset at 30%": OFTEN}.items()},
+       for n in RANKS for kind, overrides in LORA_KINDS.items() if kind != "plain"},
     **{f"{kind}, {n} pictures": Training((SHORT, *overrides), pictures=n)
        for n in PICTURE_COUNTS for kind, overrides in KINDS.items()},
     **{f"{kind}, {n} steps": Training((f"train.steps={n}", *overrides))

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...pca.statistics import write_whole
+from ...pca.whole_file import write_tensors
 from ..text import tokenizers
 from .attention_maps import capture_maps
 from .blocks import seeded_noise
@@ -74,8 +74,7 @@ class Scores:
             return found
         scores = self._computed(seeds, texts)
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, {"scores": scores})
+            write_tensors({"scores": scores}, file)
         return scores
 
     def _key(self, seeds: list[int], texts: dict[str, tuple[str, ...]]) -> str:

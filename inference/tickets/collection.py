@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ...pca.statistics import write_whole
+from ...pca.whole_file import read_tensors, write_tensors
 from ..generate import batch_that_fits
 from ..noise import Initializer
 from .blocks import Tickets, above, averages, choose, cut, seeded_noise, winning, worst_score
@@ -27,7 +26,7 @@ from .model import check_model, ticket_fingerprint
 from .scores import SharesWork, complete, enlarged
 from .setting import Setting, check_concepts
 
-SCORES, ABOUT = "scores.safetensors", "tickets.json"
+FILE, ABOUT = "tickets.safetensors", "collection"  # in a folder; its header's key
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,11 @@ class TicketCollection:
         return replace(mine, scores=torch.where(mine.scores.isnan(), theirs.scores, mine.scores))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder that `load` reads: scores as safetensors, the rest as JSON; no noise."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        about = {"concepts": self.concepts, "seeds": self.seeds, "setting": asdict(self.setting)}
-        write_whole(path / SCORES, {"scores": self.scores})
-        (path / ABOUT).write_text(json.dumps(about | {"fingerprint": self.fingerprint}, indent=1) + "\n")
+        """Writes the folder that `load` reads: one safetensors file, its header with all but the scores."""
+        setting = asdict(self.setting)
+        about = {"concepts": self.concepts, "seeds": self.seeds, "setting": setting}
+        told = json.dumps(about | {"fingerprint": self.fingerprint})
+        write_tensors({"scores": self.scores}, Path(folder) / FILE, {ABOUT: told})
 
     @classmethod
     def load(cls, folder: str | Path) -> TicketCollection:
@@ -196,17 +194,20 @@ class TicketCollection:
 
         Raises ValueError on a folder without one, and on scores that do not fit what is said of them.
         """
-        path = Path(folder)
-        if not (path / ABOUT).is_file() or not (path / SCORES).is_file():
-            raise ValueError(f"tickets must be a folder with {ABOUT} and {SCORES}, got {folder}")
-        about = json.loads((path / ABOUT).read_text())
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise ValueError(f"tickets must be a folder with {FILE}, got {folder}")
+        tensors, metadata = read_tensors(file, what="ticket collection")
+        if ABOUT not in metadata or set(tensors) != {"scores"}:
+            told = f"{sorted(tensors)}, and {sorted(metadata)} told of them"
+            raise ValueError(f"ticket collection {file} must hold scores of concepts, got {told}")
+        about = json.loads(metadata[ABOUT])
         shape = tuple(about["setting"].pop("latent_shape"))
         setting = Setting(latent_shape=shape, **about["setting"])
-        concepts, seeds = tuple(about["concepts"]), tuple(about["seeds"])
-        scores = load_file(path / SCORES)["scores"]
+        concepts, seeds, scores = tuple(about["concepts"]), tuple(about["seeds"]), tensors["scores"]
         expected = (len(concepts), len(concepts), len(seeds), *setting.grid)
         if tuple(scores.shape) != expected:
-            raise ValueError(f"scores must have shape {expected} as {ABOUT} says, got {tuple(scores.shape)}")
+            raise ValueError(f"scores must have shape {expected} as {file} says, got {tuple(scores.shape)}")
         return cls(concepts, seeds, scores, setting, about["fingerprint"])
 
     def check(self, pipeline: Any) -> None:

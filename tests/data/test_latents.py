@@ -173,7 +173,7 @@ def test_an_interrupted_run_keeps_what_it_encoded(tmp_path, monkeypatch):
     whole = cache(catalogue, tiny_vae(), tmp_path / "whole", batch_size=1)
     assert torch.equal(latents.means(range(7)), whole.means(range(7)))
     assert torch.equal(latents.stds(range(7)), whole.stds(range(7)))
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_batch_size_does_not_matter(tmp_path):

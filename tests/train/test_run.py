@@ -219,9 +219,18 @@ def test_a_preview_that_a_killed_run_did_not_draw_is_drawn(make_config: MakeConf
 
 
 def test_two_commands_do_not_train_one_run(make_config: MakeConfig) -> None:
-    run = start_run(make_config())
+    run = Path(make_config().run.dir)
     with hold(run), pytest.raises(ValueError, match="one command at a time, got another at work in"):
         run_training(make_config(), console=QUIET)
+    assert [file.name for file in run.iterdir()] == [".lock"]  # before anything was encoded
+
+
+def test_a_run_that_failed_is_free_for_the_next_command(make_config: MakeConfig) -> None:
+    config = make_config(train__max_loss=0.5)
+    with pytest.raises(ValueError, match="loss must be at most") as failure:
+        run_training(config, console=QUIET)
+    with hold(Path(config.run.dir)):
+        assert failure.tb  # which keeps all of the run's variables
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from onbrand.inference.tickets.blocks import seeded_noise
 from onbrand.inference.tickets.layouts import Layout
 from onbrand.inference.tickets.setting import Setting, texts_of
 from onbrand.pca import StartDistribution
+from onbrand.pca.whole_file import read_tensors, write_tensors
 from onbrand.train.models import TINY_BASE
 
 LAYER = "down_blocks.2.attentions.0.transformer_blocks.0.attn2"
@@ -312,11 +313,25 @@ def test_a_saved_collection_comes_back_without_its_noise(pipe, tmp_path):
     same(loaded.extend(pipe, noises=1).scores[:, :, :4], tickets.scores, atol=0)
     scores, noise = 9 * 4 * 16 * 4, 4 * 4 * 16 * 16 * 4
     assert sum(file.stat().st_size for file in (tmp_path / "tickets").iterdir()) < scores + 4096 < noise
-    with pytest.raises(ValueError, match=r"a folder with tickets.json and scores.safetensors, got .*nothing"):
+    with pytest.raises(ValueError, match=r"a folder with tickets.safetensors, got .*nothing"):
         TicketCollection.load(tmp_path / "nothing")
-    about = tmp_path / "tickets" / "tickets.json"
-    about.write_text(about.read_text().replace('"cup"', '"cup", "pot"'))
-    with pytest.raises(ValueError, match=r"shape \(4, 4, 4, 4, 4\) as tickets.json says, got \(3, 3, 4"):
+    file = tmp_path / "tickets" / "tickets.safetensors"
+    found, told = read_tensors(file, what="tickets")
+    more = {"collection": told["collection"].replace('"cup"', '"cup", "pot"')}
+    for tensors, metadata, message in (
+        (found, more, r"shape \(4, 4, 4, 4, 4\) as .*tickets.safetensors says, got \(3, 3, 4"),
+        (
+            {"matrix": loaded.scores},
+            told,
+            r"tickets.safetensors must hold scores of concepts, got \['matrix'\]",
+        ),
+        (found, {}, r"tickets.safetensors must hold scores of concepts, got \['scores'\]"),
+    ):
+        write_tensors(tensors, file, metadata)
+        with pytest.raises(ValueError, match=message):
+            TicketCollection.load(tmp_path / "tickets")
+    file.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"ticket collection .*tickets.safetensors must be readable"):
         TicketCollection.load(tmp_path / "tickets")
 
 

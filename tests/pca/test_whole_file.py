@@ -1,11 +1,15 @@
 """Files and folders that are there whole or not at all."""
 
+import os
+import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from onbrand.evaluation.whole_file import recover, whole, write_whole
+import torch
+from onbrand.pca.whole_file import read_tensors, recover, whole, write_tensors, write_whole
 
 
 def test_a_file_is_written_beside_and_renamed(tmp_path, monkeypatch) -> None:
@@ -90,3 +94,48 @@ def test_several_write_the_same_text_file(tmp_path: Path) -> None:
         for path in pool.map(lambda text: write_whole(text, tmp_path / "limits.json"), texts * 20):
             assert path.read_text() in texts
     assert [path.name for path in tmp_path.iterdir()] == ["limits.json"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_library_wrote_for_its_owner_alone_gets_the_permissions_of_any_new_file(
+    tmp_path: Path, kind: str
+) -> None:
+    path, place = tmp_path / "model", tmp_path / "model"
+    if kind == "folder":
+        place = path / "unet" / "weights"
+    before = os.umask(0o027)
+    try:
+        with whole(path) as beside:
+            written = beside if kind == "file" else beside / "unet" / "weights"
+            written.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(written, os.O_CREAT | os.O_WRONLY, 0o600))
+        assert stat.S_IMODE(place.stat().st_mode) == 0o640
+        write_tensors({"a": torch.ones(2, 3).T}, tmp_path / "tensors", {"told": "so"})
+        assert stat.S_IMODE((tmp_path / "tensors").stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
+    assert os.umask(before) == before
+    tensors, told = read_tensors(tmp_path / "tensors", what="tensors")
+    assert (tensors["a"].shape, told) == ((3, 2), {"told": "so"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model", "tensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_a_link_leads_to_keeps_its_permissions(tmp_path: Path) -> None:
+    outside = tmp_path / "base"
+    outside.write_text("of somebody else")
+    outside.chmod(0o600)
+    with whole(tmp_path / "model") as beside:
+        beside.mkdir()
+        (beside / "base").symlink_to(outside)
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600
+
+
+def test_nothing_is_renamed_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda _: synced.append((tmp_path / "model").exists()))
+    with whole(tmp_path / "model") as beside:
+        beside.mkdir()
+        for name in "ab":
+            (beside / name).write_text(name)
+    assert synced == [False, False]
