@@ -75,6 +75,15 @@ class Elsewhere(torch.Tensor):
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"{NAME}({self.inner!r})"
 
+    @property
+    def data(self) -> torch.Tensor:  # type: ignore[override]
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: Elsewhere) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inner = value.inner  # as a module does when it changes the memory format of its weights
+
     # what torch does with any device's tensors but not with a subclass's
 
     def __reduce_ex__(self, protocol: Any) -> Any:

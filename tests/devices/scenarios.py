@@ -149,7 +149,7 @@ def scenarios() -> dict[str, Scenario]:
     return {
         "train, LoRA on all layers and text, pooled start": training(
             "v", "model.method=lora", "model.lora.targets=[all]", "model.text_encoder=lora",
-            "train.min_snr_gamma=5", "start.family=pooled"),
+            "train.min_snr_gamma=5", "train.channels_last=true", "start.family=pooled"),
         "mean": sample("--trace"),
         "draw": sample("--start", "draw", "--scheduler", "dpm++"),
         "pure noise": sample("--start", "none", "--scheduler", "euler"),
@@ -186,9 +186,9 @@ def scenarios() -> dict[str, Scenario]:
 
 def long_scenarios() -> dict[str, Scenario]:
     return {
-        "train, all weights and the text encoder, gradients checkpointed": training(
+        "train, all weights and the text encoder, gradients checkpointed, channels last": training(
             "base", "model.text_encoder=full", "train.gradient_checkpointing=true",
-            "start.components=1"),
+            "train.channels_last=true", "start.components=1"),
         "train, XL, ControlNet, start by the text": training(
             "xl", "model.method=frozen", "model.controlnet={condition: segment}", "start.family=text",
             "start.components=1"),
