@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from ..data.studio import Shot
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from . import base as base_stage
 from . import vae as vae_stage
 from .pictures import drawn_once

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from rich.progress import Progress
 
-from ..pca.whole_file import whole
+from ..whole_file import whole
 
 
 def optimise(

@@ -18,7 +18,7 @@ import typer
 from ..data.catalogue import Catalogue, load_catalogue
 from ..data.transform import ImageTransform
 from ..evaluation.limits import write_json
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from . import base as base_stage
 from . import vae as vae_stage
 from .build import build_base

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.studio import Shot
-from ..pca.whole_file import whole
+from ..whole_file import whole
 
 
 def draw(shots: list[Shot]) -> np.ndarray:

@@ -76,7 +76,7 @@ def compare(
     from ..evaluation.compare_page import write_compare_page
     from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
     from ..evaluation.thumbnails import Thumbnails
-    from ..pca.whole_file import write_whole
+    from ..whole_file import write_whole
 
     if pictures < 2 * NOISES:
         raise ValueError(f"--pictures must be at least {2 * NOISES}, got {pictures}")

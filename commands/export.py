@@ -91,7 +91,7 @@ def _export(
     from accelerate.utils.memory import clear_device_cache
 
     from ..export.check import check_elsewhere, draw_proof
-    from ..pca.whole_file import whole
+    from ..whole_file import whole
 
     pipeline = source.pipeline
     if dtype is not None and kind not in ("lora", "kohya"):

@@ -31,7 +31,7 @@ def fit(
     Raises ValueError when the folder exists and is not that of an earlier fit, and on anything wrong with
     config, checkpoint or catalogue.
     """
-    from ..pca.whole_file import recover, whole
+    from ..whole_file import recover, whole
 
     if add_to is not None:
         recover(add_to)

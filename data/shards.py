@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..pca.whole_file import write_tensors
+from ..pca.tensor_file import write_tensors
 
 Entry = tuple[Path, int]  # shard file and row
 Row = Mapping[str, torch.Tensor]

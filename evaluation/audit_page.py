@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 from .audit import AuditReport
 from .audit_rows import Row, listed_rows, rows_of, shown_rows, worst_of
 from .criteria import CRITERIA, TOTAL_LEVEL, Criterion, Range

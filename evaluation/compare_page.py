@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 from .start_page import data_uri
 
 TEMPLATE = Path(__file__).with_name("compare_page.html")

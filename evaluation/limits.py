@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from skimage.color import deltaE_ciede2000
 
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 from .clusters import Disagreement, clusters_of
 from .criteria import CRITERIA, FLOORS, POOLED, RULES, Range, allowed_range
 from .look.foreground import MEASURES, Look

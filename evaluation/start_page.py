@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ..pca import Diagnosis, Outlier
 from ..pca.verdict import STRONG
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 
 TEMPLATE = Path(__file__).with_name("start_page.html")
 SHOWN_KS = (1, 2, 4, 8, 16)

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..pca import StartDistribution
-from ..pca.whole_file import whole
+from ..whole_file import whole
 
 START, NOISE = "from start distribution", "from pure noise"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from ..pca.whole_file import whole
+from ..whole_file import whole
 
 
 def save_ordered(tensors: Mapping[str, Tensor], file: Path, *, metadata: Mapping[str, str]) -> None:

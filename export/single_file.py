@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..inference.original_names import text_model_name
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from .ldm_names import family, open_clip_name, unet_blocks, unet_name, vae_name
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."

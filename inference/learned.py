@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from ..pca.whole_file import read_tensors, write_tensors
+from ..pca.tensor_file import read_tensors, write_tensors
 from .coupling_matrix import unit_rows
 from .couplings import FromMatrix
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .whole_file import write_tensors
+from .tensor_file import write_tensors
 
 Batch = tuple[Tensor, Tensor]
 ROWS_AT_ONCE = 1024

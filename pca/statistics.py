@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .whole_file import read_tensors, write_tensors
+from .tensor_file import read_tensors, write_tensors
 
 FORMAT_VERSION = 1
 TENSORS = ("means", "squares", "axes", "variances", "missing")

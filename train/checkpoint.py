@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..pca.whole_file import settle
+from ..whole_file import settle
 
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"

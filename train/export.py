@@ -21,7 +21,7 @@ from ..inference.generate import generate
 from ..inference.load import load_pipeline
 from ..inference.text import text_encoders, tokenizers
 from ..pca import Sampler, StartDistribution
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from .models import Networks, load_base, merge_adapters, prepare_networks
 from .preview import shipping_pipeline
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 
 METRICS = "metrics.jsonl"
 

@@ -18,7 +18,7 @@ from ..inference.pipelines import (
 )
 from ..inference.text import text_encoders
 from ..pca import StartDistribution
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from .draw import draw, round_robin
 from .judge import side_by_side
 from .part import Part

@@ -15,7 +15,7 @@ from ..configs.schema import Config
 from ..evaluation import RULES
 from ..evaluation.audit import describe_limits
 from ..evaluation.start_page import data_uri
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 from .judge import Audited, sheet
 from .prepare import Prepared
 from .preview import GROWTH

@@ -23,7 +23,7 @@ from ..evaluation.rules import write_json
 from ..inference.text import text_encoders
 from ..inference.vae import pictures_of
 from ..pca import Sampler, build_scheduler
-from ..pca.whole_file import whole
+from ..whole_file import whole
 from .audits import audit_run, say_result
 from .card import write_run_card
 from .draw import round_robin

@@ -17,7 +17,7 @@ from rich.console import Console
 from ..configs import ConfigError, differences, parse_config
 from ..configs.schema import Config
 from ..data.processes import Processes
-from ..pca.whole_file import write_whole
+from ..whole_file import write_whole
 
 CONFIG = "config.yaml"
 # what may differ when a run goes on: the global batch is compared as a whole

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from onbrand.assets.pictures import drawn_once
 from onbrand.data.studio import CLASSES, COLOURS, FINISHES, Product, Shot
-from onbrand.pca.whole_file import whole
+from onbrand.whole_file import whole
 from PIL import Image
 
 SIDE = 64

@@ -10,7 +10,7 @@ from onbrand.evaluation.look.foreground import product_mask
 from onbrand.inference.generate import generate
 from onbrand.inference.load import load_pipeline, to_draw
 from onbrand.pca import Sampler
-from onbrand.pca.whole_file import whole
+from onbrand.whole_file import whole
 from PIL import Image
 from rich.progress import track
 

@@ -13,10 +13,10 @@ import torch
 from onbrand.configs import load_config
 from onbrand.configs.schema import Config
 from onbrand.inference.load import load_pipeline
-from onbrand.pca.whole_file import whole
 from onbrand.train import step
 from onbrand.train.models import TINY_BASE
 from onbrand.train.run import run_training
+from onbrand.whole_file import whole
 from rich.console import Console
 
 from .catalogue import catalogue_folder

@@ -13,8 +13,8 @@ from onbrand.assets.descriptor import StudioDescriptor
 from onbrand.assets.pictures import drawn_once
 from onbrand.data.studio import CLASSES, Product, Shot, draw_products
 from onbrand.inference.inverse_problems import decode
-from onbrand.pca.whole_file import whole
 from onbrand.train.models import TINY_BASE
+from onbrand.whole_file import whole
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor

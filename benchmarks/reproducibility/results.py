@@ -14,7 +14,7 @@ from models import DDIM, Model, noises, sample, trained
 from onbrand.evaluation import contact_sheet
 from onbrand.evaluation.reproducibility import Calibration, Score, calibrate_threshold, cosines
 from onbrand.pca import Sampler
-from onbrand.pca.whole_file import whole
+from onbrand.whole_file import whole
 from pictures import HELD_OUT, descriptor, drawn, features, latents
 from PIL import Image
 from rich.console import Console

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ...pca.whole_file import write_tensors
+from ...pca.tensor_file import write_tensors
 from ..text import tokenizers
 from .attention_maps import capture_maps
 from .blocks import seeded_noise

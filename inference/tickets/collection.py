@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...pca.whole_file import read_tensors, write_tensors
+from ...pca.tensor_file import read_tensors, write_tensors
 from ..generate import batch_that_fits
 from ..noise import Initializer
 from .blocks import Tickets, above, averages, choose, cut, seeded_noise, winning, worst_score

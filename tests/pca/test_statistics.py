@@ -173,7 +173,7 @@ def test_a_failed_save_leaves_the_old_file_alone(merged, tmp_path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("onbrand.pca.whole_file.save_file", fail)
+    monkeypatch.setattr("onbrand.pca.tensor_file.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         fit(pictures(3)).save(path)
     assert path.read_bytes() == before

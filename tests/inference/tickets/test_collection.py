@@ -16,7 +16,7 @@ from onbrand.inference.tickets.blocks import seeded_noise
 from onbrand.inference.tickets.layouts import Layout
 from onbrand.inference.tickets.setting import Setting, texts_of
 from onbrand.pca import StartDistribution
-from onbrand.pca.whole_file import read_tensors, write_tensors
+from onbrand.pca.tensor_file import read_tensors, write_tensors
 from onbrand.train.models import TINY_BASE
 
 LAYER = "down_blocks.2.attentions.0.transformer_blocks.0.attn2"

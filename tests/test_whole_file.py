@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from onbrand.pca.whole_file import read_tensors, recover, whole, write_tensors, write_whole
+from onbrand.pca.tensor_file import read_tensors, write_tensors
+from onbrand.whole_file import recover, whole, write_whole
 
 
 def test_a_file_is_written_beside_and_renamed(tmp_path, monkeypatch) -> None:
