@@ -57,10 +57,12 @@ def settle(path: Path) -> None:
 
     They get the permissions that new files have there: safetensors' own are for their owner alone.
     """
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else path.rglob("*")
     usual = _usual_mode(path.parent)
     for file in files:
-        if stat.S_IMODE(file.stat().st_mode) != usual and not file.is_symlink():
+        if file.is_symlink() or not file.is_file():
+            continue
+        if stat.S_IMODE(file.stat().st_mode) != usual:
             file.chmod(usual)
         with file.open("rb") as stream:
             os.fsync(stream.fileno())

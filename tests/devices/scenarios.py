@@ -14,7 +14,6 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,6 +44,7 @@ LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
 SIDE, SHAPE = 64, (4, 16, 16)  # pixels, latents
 CLOSE, CLOSE_PIXELS = 4e-3, 3  # attention goes by another kernel there, and Adam takes whole steps at once
 Scenario = Callable[[Path, str], Any]
+AUDIT = ("run.audit.pictures=1", "run.audit.steps=4")
 TINY: Any = None
 WORK = Path()
 
@@ -62,18 +62,18 @@ def training(base: str, *overrides: str) -> Scenario:
     """A run of two steps that is stopped after the first and resumed."""
 
     def run(out: Path, device: str) -> dict[str, Any]:
-        config = partial(config_of, [
+        config = config_of([
             f"model.base={WORK / base}", f"run.dir={out / 'run'}", f"data.cache_dir={out / 'latents'}",
             "data.studio.pictures=64", "data.held_out=0.1", "train.batch_size=4", "train.learning_rate=0.001",
             "train.ema_decay=0.9", "train.log_every=1", "train.checkpoint_every=1", "train.preview_every=2",
-            "train.validate_every=2", "train.steps=2", "run.audit.pictures=1", "run.audit.steps=20",
+            "train.validate_every=2", "train.steps=2", *AUDIT,
             *overrides,
         ])  # fmt: skip
-        folder = run_training(config(), console=Console(quiet=True))
+        folder = run_training(config, console=Console(quiet=True))
         for name in ("audit.json", "model/README.md", "checkpoints/step_2/manifest.json"):
             (folder / name).unlink()
         (folder / "model").rename(folder / "first")
-        run_training(config(), console=Console(quiet=True))
+        run_training(config, console=Console(quiet=True))
         names = [path.relative_to(folder) for path in sorted(folder.glob("model/*/*.safetensors"))]
         weights = {str(name): load_file(folder / name) for name in names}
         flat = {f"{name} {key}": value for name, held in weights.items() for key, value in held.items()}
@@ -105,13 +105,19 @@ def command(*arguments: Any) -> Scenario:
     return run
 
 
-def sample(*options: Any, prompt: str = "a red mug", subject: str = "model") -> Scenario:
+def sample(*options: Any, prompt: str = "a red mug") -> Scenario:
     how = ("--class", "mug", "--steps", 3, "--dtype", "float32", "--count", 2)
-    return command("sample", WORK / subject, prompt, *how, *options)
+    return command("sample", WORK / "model", prompt, *how, *options)
 
 
-def pipeline(device: str, subject: str = "model") -> Any:
-    found = load_pipeline(WORK / subject).to(device)
+def fit(*overrides: str) -> Scenario:
+    """A base with a start distribution of its own."""
+    of = ("photo-studio", "--into", WORK / "base", "data.studio.pictures=40", f"data.resolution={SIDE}")
+    return command("fit", *of, *AUDIT, *overrides)
+
+
+def pipeline(device: str) -> Any:
+    found = load_pipeline(WORK / "model").to(device)
     found.set_progress_bar_config(disable=True)
     return found
 
@@ -120,8 +126,8 @@ def of_pipeline(call: Callable[[Any], Any]) -> Scenario:
     return lambda out, device: {"result": call(pipeline(device))}
 
 
-def picture(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
+def picture() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
 
 
 def mask() -> Image.Image:
@@ -145,7 +151,6 @@ def closed_form(pipe: Any) -> np.ndarray:
 def scenarios() -> dict[str, Scenario]:
     layout = ("--layout", WORK / "layout.json", "--tickets", "{first}/tickets")
     both = "a mug and a hat"
-    fitted = ("data.studio.pictures=40", f"data.resolution={SIDE}")
     return {
         "train, LoRA on all layers and text, pooled start": training(
             "v", "model.method=lora", "model.lora.targets=[all]", "model.text_encoder=lora",
@@ -164,7 +169,7 @@ def scenarios() -> dict[str, Scenario]:
                            "--layer", LAYER, "--class", "mug"),
         "layout": sample(*layout, "--guide", "soft", prompt=both),
         "layout, painted": sample(*layout, "--guide", "paint", prompt=both),
-        "fit into": command("fit", "photo-studio", "--into", WORK / "base", *fitted),
+        "fit into": fit(),
         "image to image": of_pipeline(lambda pipe: drawn(
             OffsetStableDiffusionImg2ImgPipeline.from_pipe(pipe), "a mug", image=picture(), strength=1.0)),
         "inpainting": of_pipeline(lambda pipe: drawn(
@@ -201,9 +206,7 @@ def prepare() -> None:
     TINY.save_v_base(WORK / "v")
     TINY.save_xl_base(WORK / "xl")
     for name, seed in (("model", 0), ("other", 1)):
-        into = ["fit", "photo-studio", "--into", WORK / "base", "data.studio.pictures=40"]
-        into += [f"data.resolution={SIDE}", f"run.seed={seed}"]
-        CliRunner().invoke(app, [*map(str, into), "-o", str(WORK / name)], catch_exceptions=False)
+        fit(f"run.seed={seed}")(WORK / name, "cpu")
     picture().save(WORK / "picture.png")
     mask().save(WORK / "mask.png")
     Layout((("mug", (0, 0, 0.5, 1)), ("hat", (0.5, 0, 1, 0.75)))).save(WORK / "layout.json")
@@ -237,10 +240,8 @@ def difference(first: Any, second: Any) -> str:
         ours, theirs = (torch.as_tensor(np.asarray(torch.as_tensor(v).cpu())) for v in (value, second[key]))
         if ours.shape != theirs.shape:
             return f"{key}: {tuple(ours.shape)}, {tuple(theirs.shape)}"
-        close = CLOSE_PIXELS if ours.dtype == torch.uint8 else CLOSE
-        if not torch.allclose(
-            ours.double(), theirs.double(), rtol=0 if close > 1 else close, atol=close, equal_nan=True
-        ):
+        within = (0, CLOSE_PIXELS) if ours.dtype == torch.uint8 else (CLOSE, CLOSE)  # relative, absolute
+        if not torch.allclose(ours.double(), theirs.double(), *within, equal_nan=True):
             return f"{key}: off by {(ours.double() - theirs.double()).abs().max():.3g}"
     return ""
 
