@@ -50,6 +50,15 @@ class Shown:
         return len(self.catalogue)
 
 
+class Judged(NamedTuple):
+    """What is said of two models' pictures: scores by name, the page's sections, facts, a cosine a pair."""
+
+    scores: dict[str, Any]
+    sections: list[Any]
+    facts: dict[str, str]
+    cosines: np.ndarray
+
+
 def compare(
     first: str,
     second: str,
@@ -74,7 +83,6 @@ def compare(
     """
     console = quiet_console()
     from ..evaluation.compare_page import write_compare_page
-    from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
     from ..evaluation.thumbnails import Thumbnails
     from ..whole_file import write_whole
 
@@ -97,36 +105,25 @@ def compare(
         _check_classes(pipeline, asked, name, height=height, width=width)
     drawn = _drawn(models, asked, **how, height=height, width=width, console=console)
     describe = Thumbnails(drawn[first]) if given is None else given
-    features = {name: np.asarray(describe(own)) for name, own in drawn.items()}
-    ours, theirs = features[first], features[second]
-    threshold, why = _threshold(threshold, describe, drawn[first], ours, theirs)
-    same = cosines(ours, theirs)
-    scores = {"RP": rp_score(ours, theirs, threshold=threshold)}
-    sections = _pairs(drawn[first], drawn[second], same, captions, columns=(first, second))
+    judged = _judge((first, second), drawn, captions, describe, threshold, shown)
     facts = {
         "prompts": f"{len(asked)}, {NOISES} noises each",
         "sampler": f"DDIM, {steps} steps, guidance {guidance:g}, seed {seed}",
-        "descriptor": describe.name,
-        "same picture": why,
+        **judged.facts,
     }
-    if shown is not None:
-        known = {one: _features(one, describe) for one in set(shown.values())}
-        for name, each in features.items():
-            scores[f"GL of {name}"] = gl_score(each, known[shown[name]], threshold=threshold)
-            places, best = nearest(each, known[shown[name]], 1)
-            sections.append(_nearest(name, drawn[name], shown[name], places[:, 0], best[:, 0], captions))
-        facts["catalogue"] = f"{catalogue}, {len(shown[first])} pictures"
-    for name, score in scores.items():
-        facts[name] = f"{score}, 95 % {_interval(score)}"
     title = f"{first} and {second}"
     page = write_compare_page(
-        output / "compare.html", title=title, verdict=_verdict(scores), facts=facts, sections=sections
-    )
-    told = {name: asdict(score) for name, score in scores.items()}
-    report = {"first": first, "second": second, "facts": facts, "scores": told, "cosines": same.tolist()}
+        output / "compare.html", title=title, verdict=_verdict(judged.scores), facts=facts,
+        sections=judged.sections,
+    )  # fmt: skip
+    report = {
+        "first": first, "second": second, "facts": facts,
+        "scores": {name: asdict(score) for name, score in judged.scores.items()},
+        "cosines": judged.cosines.tolist(),
+    }  # fmt: skip
     write_whole(json.dumps(report, indent=1) + "\n", output / "compare.json")
-    console.print(_table(scores, title=title))
-    console.print(f"{why}\n[bold]page[/]  {page}", soft_wrap=True)
+    console.print(_table(judged.scores, title=title))
+    console.print(f"{judged.facts['same picture']}\n[bold]page[/]  {page}", soft_wrap=True)
     return page
 
 
@@ -186,6 +183,37 @@ def _features(shown: Shown, describe: Any) -> np.ndarray:
     """Of a catalogue's pictures, (pictures, dimensions), read a block at a time."""
     blocks = [range(i, min(i + BLOCK, len(shown))) for i in range(0, len(shown), BLOCK)]
     return np.concatenate([np.asarray(describe([shown.image(i) for i in block])) for block in blocks])
+
+
+def _judge(
+    names: tuple[str, str],
+    drawn: dict[str, list[Any]],
+    captions: list[str],
+    describe: Any,
+    threshold: float | None,
+    shown: dict[str, Shown] | None,
+) -> Judged:
+    """How alike two models' pictures of the same noises are, and each one's to its catalogue."""
+    from ..evaluation.reproducibility import cosines, gl_score, nearest, rp_score
+
+    first, second = names
+    features = {name: np.asarray(describe(pictures)) for name, pictures in drawn.items()}
+    ours, theirs = features[first], features[second]
+    threshold, why = _threshold(threshold, describe, drawn[first], ours, theirs)
+    same = cosines(ours, theirs)
+    scores = {"RP": rp_score(ours, theirs, threshold=threshold)}
+    sections = _pairs(drawn[first], drawn[second], same, captions, columns=names)
+    facts = {"descriptor": describe.name, "same picture": why}
+    if shown is not None:
+        known = {one: _features(one, describe) for one in set(shown.values())}
+        for name, each in features.items():
+            scores[f"GL of {name}"] = gl_score(each, known[shown[name]], threshold=threshold)
+            places, best = nearest(each, known[shown[name]], 1)
+            sections.append(_nearest(name, drawn[name], shown[name], places[:, 0], best[:, 0], captions))
+        facts["catalogue"] = f"{shown[first].config.source}, {len(shown[first])} pictures"
+    for name, score in scores.items():
+        facts[name] = f"{score}, 95 % {_interval(score)}"
+    return Judged(scores, sections, facts, same)
 
 
 def _table(scores: dict[str, Any], *, title: str) -> Any:
