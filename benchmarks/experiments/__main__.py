@@ -61,10 +61,10 @@ def show(
 def sheet(table: Table, file: Path, seed: int = 0, work: Work = WORK) -> None:
     """Writes a picture: a row a cell that is measured, the same products and noises down a column."""
     known, rows = results(), {"real": shown_first(np.stack(real_pictures(work=work)))}
-    comparison = _comparison(table)
-    for cell in comparison.cells(seed):
+    once = max(len(products()[name]) for name in SETS)  # every product
+    for cell in _comparison(table).cells(seed):
         if cell.name in known:
-            drawn = pictures_of(cell, pictures=comparison.pictures, work=work)
+            drawn = pictures_of(cell, pictures=once, work=work)
             rows[f"{cell.training}, {cell.told_start}"] = shown_first(drawn)
     side_by_side(rows, columns=SHOWN).save(file)
 
