@@ -34,7 +34,8 @@ def init(
     """Write a commented starter config."""
     from .commands.init import init
 
-    typer.echo(f"wrote {init(path, recipe=recipe)}")
+    command = init(path, recipe=recipe)
+    typer.echo(f"wrote {path}\nnext  {command} --dry-run")
 
 
 @app.command()

@@ -81,7 +81,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             values[section] = {}
         values = values[section]
     try:
-        values[last] = yaml.safe_load(text) if text else None
+        values[last] = text if text.startswith("#") else yaml.safe_load(text)  # a colour is no comment
     except yaml.YAMLError:
         values[last] = text
 

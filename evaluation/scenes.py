@@ -129,7 +129,6 @@ def _import(library: str, *, what: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as error:
-        extra = what.lower()
         raise ImportError(
-            f"{what} needs the {library} library and torchvision: pip install onbrand[{extra}] ({error})"
+            f"{what} needs the {library} library and torchvision: pip install {library} torchvision ({error})"
         ) from error

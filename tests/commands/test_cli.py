@@ -39,11 +39,21 @@ def catalogue(tmp_path: Path) -> Path:
 
 def test_init_writes_a_config_that_runs_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    invoke("init", path)
-    assert path.read_text().splitlines()[0] == f"# onbrand train {path}"
+    said = invoke("init", path)
+    command = f"onbrand train {path} data.source=path/to/catalogue"
+    assert path.read_text().splitlines()[0] == f"# {command}"
+    assert f"{command} --dry-run" in said
     invoke("train", path, "--help")
     with pytest.raises(ValueError, match="must be a new file"):
         invoke("init", path)
+
+
+@pytest.mark.parametrize("recipe", ["attention", "lora", "text-encoder", "token"])
+def test_init_says_what_a_recipe_on_the_tiny_base_must_be_told(recipe: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    told = "model.base=path/or/hub-id data.source=path/to/catalogue data.resolution=512"
+    assert f"onbrand train {path} {told} --dry-run" in invoke("init", path, "--recipe", recipe)
+    assert path.read_text().startswith(f"# onbrand train {path} {told}\n")
 
 
 def test_train_sample_and_audit_on_a_catalogue_of_files(

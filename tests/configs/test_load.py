@@ -26,6 +26,10 @@ def test_overrides_reach_any_depth_and_keep_their_types(tmp_path: Path) -> None:
     assert (config.data.studio.pictures, config.run.dir) == (7, "x/y")
 
 
+def test_a_colour_by_its_number_is_no_comment() -> None:
+    assert config_of(["data.backdrop=#d9d9d9"]).data.backdrop == "#d9d9d9"
+
+
 def test_all_problems_come_at_once_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(

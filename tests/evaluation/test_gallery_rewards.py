@@ -110,7 +110,7 @@ def test_lpips_comes_from_its_library(monkeypatch):
 
 def test_without_lpips_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(ImportError, match=r"LPIPS needs the lpips library.*pip install onbrand\[lpips\]"):
+    with pytest.raises(ImportError, match=r"LPIPS needs the lpips library.*pip install lpips torchvision"):
         lpips_diversity()
 
 

@@ -121,12 +121,12 @@ def test_missing_libraries_are_named(pixels, monkeypatch):
     for library in ("lpips", "piq"):
         monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(
-        ImportError, match=r"^LPIPS needs the lpips library and torchvision: pip install onbrand\[lpips\] \("
+        ImportError, match=r"^LPIPS needs the lpips library and torchvision: pip install lpips torchvision \("
     ):
         load_lpips()
     with pytest.raises(
         ImportError,
-        match=r"^BRISQUE needs the piq library and torchvision: pip install onbrand\[brisque\] \(",
+        match=r"^BRISQUE needs the piq library and torchvision: pip install piq torchvision \(",
     ):
         brisque(pixels)
 
