@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -186,6 +186,11 @@ class TrainConfig(Section):
     preview_every: Positive = 500
     validate_every: Positive = 500
     validation_pictures: Positive = 256
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        return "no" if value is False else value  # as YAML reads it
 
     @model_validator(mode="after")
     def _prodigy_finds_one_rate(self) -> TrainConfig:

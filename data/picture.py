@@ -72,5 +72,9 @@ class Picture:
         if isinstance(content, Path):
             if not content.is_file():
                 raise UnreadablePicture(self.origin, "no such file")
-            return content.read_bytes()
+            try:
+                return content.read_bytes()
+            except OSError as error:
+                reason = f"a file that cannot be read ({error.strerror})"
+                raise UnreadablePicture(self.origin, reason) from error
         return content

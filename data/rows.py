@@ -109,10 +109,12 @@ class Rows:
     def texts(self, column: str, *, what: str) -> list[str]:
         """A column as stripped strings, "" where it is empty; class labels by name.
 
-        Raises ValueError, with the nearest name, if there is no such column.
+        Raises ValueError, with the nearest name, if there is no such column, and if it holds lists.
         """
         check_name(column, self.table.column_names, what=what)
         feature, values = self.table.features[column], self.table[column][:]
+        if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+            raise ValueError(f"{what} {column!r} must hold one text a row, got {feature}")
         if isinstance(feature, datasets.ClassLabel):
             values = [None if value is None else feature.int2str(value) for value in values]
         return ["" if value is None else str(value).strip() for value in values]

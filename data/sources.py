@@ -1,10 +1,12 @@
 """Where a catalogue lies -> tables of rows, through `datasets`; no picture is opened here."""
 
+import csv
 import glob
+import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from .rows import Rows
 
 Location = str | os.PathLike
-METADATA = {"metadata.jsonl": "json", "metadata.csv": "csv", "metadata.parquet": "parquet"}
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # What cameras and programs call files: "IMG_0012" says nothing about the product.
 NO_WORD = re.compile(r"(img|dsc[nf]?|pxl|image|photo|picture)?\d*", re.IGNORECASE)
@@ -67,18 +69,55 @@ def _folder_tables(root: Path) -> list[Rows]:
 
 
 def _metadata_table(file: Path, *, root: Path) -> Rows:
-    # The json and csv readers rather than "imagefolder": that one hands `file_name` to whichever image
-    # column comes first when a row has several, and reads several metadata files in no fixed order.
-    # Read anew each time, since the cache of `datasets` goes by modification time alone.
-    with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {"split": "train", "cache_dir": folder, "keep_in_memory": True}
-        rows = _load(METADATA[file.name], what=str(file), data_files=_verbatim([file]), **settings)
+    # Not "imagefolder": that hands `file_name` to whichever image column comes first when a row has several,
+    # and reads several metadata files in no fixed order. Nor its readers of text: they take 001 for a number,
+    # NA for nothing and 2024-01-01 for midnight.
+    try:
+        rows = READERS[file.suffix](file)
+    except Exception as error:
+        raise ValueError(f"catalogue {file} must be readable as {file.suffix[1:]}, got {error}") from error
     for column in rows.column_names:
         picture = column.removesuffix("file_name").removesuffix("_") or "image"
         if column.endswith("file_name") and picture not in rows.column_names:
             rows = rows.rename_column(column, picture)
     name, first_line = file.relative_to(root).as_posix(), 2 if file.suffix == ".csv" else 1
     return Rows(rows, name=name, folder=file.parent, root=root, first_line=first_line)
+
+
+def _read_csv(file: Path) -> datasets.Dataset:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        rows = list(reader)
+        columns = reader.fieldnames or []
+    for number, row in enumerate(rows, 2):
+        if None in row:
+            raise ValueError(f"row {number} with more than its {len(columns)} columns")
+    return _table(rows, columns)
+
+
+def _read_lines(file: Path) -> datasets.Dataset:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(dict(json.loads(line)))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"line {number}, which is no object of JSON: {error}") from error
+    return _table(rows, dict.fromkeys(name for row in rows for name in row))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _read_parquet(file: Path) -> datasets.Dataset:
+    # anew each time, since the cache of `datasets` goes by modification time alone
+    with tempfile.TemporaryDirectory() as folder:
+        how: dict[str, Any] = {"split": "train", "cache_dir": folder, "keep_in_memory": True}
+        return datasets.load_dataset("parquet", data_files=_verbatim([file]), **how)
+
+
+READERS = {".jsonl": _read_lines, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _parquet_table(files: list[Path], *, name: str) -> Rows:

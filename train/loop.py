@@ -152,12 +152,14 @@ def train(
                 progress.update(bar, completed=step, description=_description(values))
             if save:
                 saved = _save(step, training, run=run, keep=options.keep_checkpoints)
-            if signum and step < options.steps:
+            if signum:
                 raise Stopped(step, saved, signum)
             if due(options.preview_every):
                 preview(step)
             if save or due(options.preview_every) or due(options.validate_every):
                 meter.restart_clock()
+        if signum := stop.seen(accelerator, ask_others=True):
+            raise Stopped(step, checkpoints(run)[-1], signum)
 
 
 def _measured(

@@ -27,6 +27,7 @@ from .training import Training
 PREVIEWS = 16
 GROWTH = "growth.png"  # one row a visit
 SHOWN_IN_GROWTH = 8
+MOST_IN_GROWTH = 40  # visits: a page's picture cannot be of any height
 TILE = 128
 SHIPPED: dict[tuple[int, bool], Any] = {
     (1, False): OffsetStableDiffusionPipeline,
@@ -102,17 +103,17 @@ def save_picture(picture: Image.Image, file: Path) -> None:
 
 
 def _grow(folder: Path, pictures: list[Image.Image], *, step: int) -> None:
-    """Keeps the first pictures of every visit, and lays out all whole visits up to this one as one sheet."""
+    """Keeps the first pictures of every visit, and lays out the whole visits up to this one, evenly chosen
+    where there are many, as one sheet."""
     for number, picture in enumerate(pictures):
         save_picture(picture, folder / "growth" / f"{step}_{number}.png")
     visits: dict[int, list[Path]] = {}
     for file in sorted((folder / "growth").glob("*_*.png")):
         visits.setdefault(int(file.stem.split("_")[0]), []).append(file)
-    rows = {
-        f"step {visit}": [_opened(file) for file in files]
-        for visit, files in sorted(visits.items())
-        if visit <= step and len(files) == len(pictures)
-    }
+    drawn = [n for n, files in sorted(visits.items()) if n <= step and len(files) == len(pictures)]
+    last = min(len(drawn), MOST_IN_GROWTH) - 1
+    shown = [drawn[round(i * (len(drawn) - 1) / max(1, last))] for i in range(last + 1)]  # evenly
+    rows = {f"step {n}": [_opened(file) for file in visits[n]] for n in shown}
     save_picture(side_by_side(rows, columns=SHOWN_IN_GROWTH), folder / GROWTH)
 
 

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 from rich.console import Console
 
@@ -41,7 +42,7 @@ from .stage import INPUTS, Stage, check_same_config, check_same_inputs, hold, re
 from .start import check_band, offset_start
 from .stop import Stopped
 from .text_cache import embeddings_size, should_cache, texts_of
-from .training import Training, move, set_up
+from .training import move, set_up
 from .validation import fixed_validation
 
 DRY_RUN_PICTURES = 16
@@ -200,16 +201,19 @@ def _hash_conditions(part: Part, processes: Processes) -> str:
 def _go_on(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
     """Trains, exports, audits and writes the card, each if it has not been done."""
     config, run, accelerator, pipeline = stage.config, stage.run, stage.accelerator, networks.pipeline
+    weights = None
     if not (run / "model").exists():
         try:
-            _train_and_export(stage, networks, prepared, cached_text=cached_text)
+            weights = _train(stage, networks, prepared, cached_text=cached_text)
         except Stopped as stopped:
             stage.say(f"[yellow]{stopped}[/]", soft_wrap=True)
             raise
-    accelerator.free_memory()
+    accelerator.free_memory()  # what draws from here on are other networks
     pipeline.to("cpu")
     if networks.controlnet is not None:
         networks.controlnet.to("cpu")
+    if weights is not None:
+        _export(stage, weights, prepared)
     if not (run / "audit.json").exists():
         audit_run(stage, prepared)
     if stage.processes.is_main and not (run / "model" / "README.md").exists():
@@ -220,7 +224,10 @@ def _go_on(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text:
     accelerator.end_training()
 
 
-def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool) -> None:
+def _train(
+    stage: Stage, networks: Networks, prepared: Prepared, *, cached_text: bool
+) -> dict[str, torch.Tensor]:
+    """The trained weights as they ship, gathered from all processes on the CPU."""
     config, run, accelerator = stage.config, stage.run, stage.accelerator
     _start_tracker(stage)
     move(networks, accelerator.device)
@@ -262,7 +269,7 @@ def _train_and_export(stage: Stage, networks: Networks, prepared: Prepared, *, c
         return validation.losses(training, start_distribution)
 
     train(config, training, prepared, texts, run=run, preview=preview, validate=validate)
-    _export(stage, training, prepared)
+    return training.shipped_weights()
 
 
 def _start_tracker(stage: Stage) -> None:
@@ -272,9 +279,9 @@ def _start_tracker(stage: Stage) -> None:
         stage.accelerator.init_trackers("onbrand", config=settings, init_kwargs=options)
 
 
-def _export(stage: Stage, training: Training, prepared: Prepared) -> None:
-    """Gathers the trained weights from all processes; the main one writes the model."""
-    weights, part = training.shipped_weights(), prepared.train
+def _export(stage: Stage, weights: dict[str, torch.Tensor], prepared: Prepared) -> None:
+    """The main process writes the model."""
+    part = prepared.train
     if stage.processes.is_main:
         export_model(
             stage.config.model,

@@ -20,8 +20,12 @@ from ..data.processes import Processes
 from ..whole_file import write_whole
 
 CONFIG = "config.yaml"
-# what may differ when a run goes on: the global batch is compared as a whole
-FREE = {"train": ("batch_size", "gradient_accumulation", "workers"), "run": ("processes", "tracker")}
+# what may differ when a run goes on: the global batch is compared as a whole, folders may be moved
+FREE = {
+    "data": ("cache_dir",),
+    "train": ("batch_size", "gradient_accumulation", "workers"),
+    "run": ("dir", "processes", "tracker"),
+}
 INPUTS = "inputs.json"
 
 

@@ -67,7 +67,7 @@ class Validation:
             )
             for batch in map(self.batch, own):
                 moved = {key: value.to(accelerator.device) for key, value in batch.items()}
-                per_sample = loss_of(moved).per_sample.double().cpu()
+                per_sample = loss_of(moved).per_sample.cpu().double()
                 inside = (batch["timesteps"] >= self.offset_from).long()
                 where = (inside, batch["class_ids"])
                 sums[0].index_put_(where, per_sample, accumulate=True)

@@ -26,6 +26,12 @@ def test_overrides_reach_any_depth_and_keep_their_types(tmp_path: Path) -> None:
     assert (config.data.studio.pictures, config.run.dir) == (7, "x/y")
 
 
+def test_no_is_a_word_as_mixed_precision() -> None:
+    assert config_of(["train.mixed_precision=no"]).train.mixed_precision == "no"
+    with pytest.raises(ConfigError, match=r"train.mixed_precision: .*, got True"):
+        config_of(["train.mixed_precision=yes"])
+
+
 def test_a_colour_by_its_number_is_no_comment() -> None:
     assert config_of(["data.backdrop=#d9d9d9"]).data.backdrop == "#d9d9d9"
 

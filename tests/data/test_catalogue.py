@@ -99,6 +99,70 @@ def test_csv_counts_lines_from_its_header(tmp_path):
     assert catalogue.origins == ["metadata.csv:2 a.png", "metadata.csv:3 b.png"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_text_stays_as_it_is_written(tmp_path, kind):
+    """Codes are no numbers, NA is a size, a date has no midnight."""
+    rows = [
+        ("a.png", "NA", "001"),
+        ("b.png", "null", "1"),
+        ("c.png", "1.0", "2024-01-01"),
+        ("d.png", "", "1"),
+    ]
+    for (name, *_), colour in zip(rows, COLOURS, strict=False):
+        paint(tmp_path / name, colour)
+    columns = ("file_name", "text", "class")
+    if kind == "csv":
+        with (tmp_path / "metadata.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([columns, *rows])
+    else:
+        write_jsonl(tmp_path, [dict(zip(columns, row, strict=True)) for row in rows])
+    catalogue = load(tmp_path)
+    assert catalogue.captions == ["NA", "null", "1.0"]
+    assert [picture.class_name for picture in catalogue.pictures] == ["001", "1", "2024-01-01"]
+    assert [reason for _, reason in catalogue.dropped] == ["no caption"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "metadata.csv",
+            "file_name,text\na.png,red,mug\n",
+            "readable as csv, got row 2 with more than its 2",
+        ),
+        (
+            "metadata.jsonl",
+            '{"file_name": "a.png"}\n\n[1]\n',
+            "readable as jsonl, got line 3, which is no obj",
+        ),
+        ("metadata.jsonl", '{"file_name": "a.png",\n', "readable as jsonl, got line 1, which is no object"),
+    ],
+)
+def test_metadata_that_is_broken_says_where(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path)
+
+
+def test_several_captions_a_row_are_none(tmp_path):
+    with pytest.raises(ValueError, match="caption column 'text' must hold one text a row, got List"):
+        load(write_jsonl(tmp_path, [{"file_name": "a.png", "text": ["a red mug", "a mug"]}]))
+
+
+def test_a_file_that_cannot_be_read_is_dropped(tmp_path, monkeypatch):
+    denied, read_bytes = shop(tmp_path) / "images" / "2.png", Path.read_bytes
+
+    def read(path):
+        if path == denied:
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert [reason for _, reason in load(tmp_path).dropped] == [
+        "a file that cannot be read (Permission denied)"
+    ]
+
+
 @pytest.mark.parametrize("form", ["struct", "bytes", "paths"])
 def test_parquet(tmp_path, form):
     cells = {

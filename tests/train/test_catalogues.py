@@ -222,7 +222,7 @@ def test_a_changed_catalogue_is_noticed_by_what_was_recorded(
     def stop(*_: object, **__: object) -> None:
         raise Reached
 
-    monkeypatch.setattr("onbrand.train.run._train_and_export", stop)
+    monkeypatch.setattr("onbrand.train.run._train", stop)
     with pytest.raises(Reached):
         run_training(config, console=Console(quiet=True))
     row = int(Path(split_catalogue(config)[part].origins[0].split()[-1]).stem)

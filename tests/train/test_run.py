@@ -18,13 +18,15 @@ from onbrand.configs.schema import ModelConfig
 from onbrand.data.processes import Processes
 from onbrand.inference import load_pipeline
 from onbrand.train import loop, metrics, preview
+from onbrand.train import run as run_module
 from onbrand.train.checkpoint import checkpoints, step_of
 from onbrand.train.loop import check_loss
 from onbrand.train.metrics import read_metrics, rewind_metrics
 from onbrand.train.models import load_base
 from onbrand.train.run import check_tracker, run_training
-from onbrand.train.stage import hold, start_run
+from onbrand.train.stage import check_same_config, hold, start_run
 from onbrand.train.stop import Stopped
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPImageProcessor
@@ -154,6 +156,23 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_signal_at_the_end_stops_before_the_export(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, config = run_module.save_preview, make_config()
+
+    def signalled(*args: Any, step: int, **keywords: Any) -> None:
+        if step == config.train.steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(*args, step=step, **keywords)
+
+    monkeypatch.setattr(run_module, "save_preview", signalled)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM after step 6, saved in .*step_6"):
+        run_training(config, console=QUIET)
+    assert not (Path(config.run.dir) / "model").exists()
+    assert (run_training(config, console=QUIET) / "model").exists()
+
+
 def test_a_corrupt_checkpoint_is_skipped_by_name_and_the_one_before_it_used(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -209,6 +228,22 @@ def test_previews_of_a_long_run_do_not_pile_up_open_files(make_config: MakeConfi
     run = run_training(make_config(train__preview_every=1, train__steps=4), console=QUIET)
     assert len(list((run / "samples" / "growth").glob("*.png"))) == 5 * 8
     assert open_files() < before + 20
+
+
+def test_the_sheet_of_a_long_run_shows_some_visits_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page's picture cannot be of any height."""
+    laid: list[list[str]] = []
+    sheet = preview.side_by_side
+    monkeypatch.setattr(
+        preview, "side_by_side", lambda rows, **how: laid.append(list(rows)) or sheet(rows, **how)
+    )
+    monkeypatch.setattr(preview, "MOST_IN_GROWTH", 3)
+    for step in range(6):
+        preview._grow(tmp_path, [Image.new("RGB", (8, 8))], step=10 * step)
+    assert laid[:3] == [[f"step {10 * n}" for n in range(count)] for count in (1, 2, 3)]
+    assert laid[-1] == ["step 0", "step 20", "step 50"]
 
 
 def test_a_preview_that_a_killed_run_did_not_draw_is_drawn(make_config: MakeConfig) -> None:
@@ -307,6 +342,12 @@ def test_a_run_with_another_config_stops_and_says_what_differs(make_config: Make
     start_run(make_config())
     with pytest.raises(ConfigError, match=r"got differences:\n  train.learning_rate: 0.001 -> 0.002"):
         run_training(make_config(train__learning_rate=2e-3), console=QUIET)
+
+
+def test_a_run_that_was_moved_goes_on(make_config: MakeConfig, tmp_path: Path) -> None:
+    start_run(make_config(run__dir=tmp_path / "one"))
+    (tmp_path / "one").rename(tmp_path / "two")
+    check_same_config(make_config(run__dir=tmp_path / "two", data__cache_dir=str(tmp_path / "elsewhere")))
 
 
 @pytest.mark.parametrize(
