@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from ..configs import config_of
+from ..configs import config_of, load_config
 from .console import best_device, check_folder, notes_once, quiet_console
 from .judges import load_descriptor, load_scorer
 
@@ -74,10 +74,13 @@ def audit(
     from PIL.Image import DecompressionBombWarning
 
     from ..train.models import resolve_base
+    from ..train.stage import INPUTS
 
     warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # twice as many are refused
 
     folder = Path(resolve_base(subject))
+    if (folder / "config.yaml").is_file() and (folder / INPUTS).is_file():
+        raise ValueError(f"run must be finished: {folder / 'model'} must exist")
     is_pictures = folder.is_dir() and not (folder / "model_index.json").exists()
     judge = _audit_folder if is_pictures else _audit_checkpoint
     asked = Asked(
@@ -137,7 +140,7 @@ def _audit_folder(subject: str, asked: Asked) -> Findings:
     from ..evaluation import audit as audit_pictures
     from ..evaluation import calibrate
     from ..evaluation.audit_page import EXAMPLES
-    from ..evaluation.look.framing import fit_for, shrunk
+    from ..evaluation.look.framing import fit_for, measurable, shrunk
     from ..train.draw import round_robin
     from ..train.judge import Audited
     from ..train.prepare import open_catalogue
@@ -149,8 +152,14 @@ def _audit_folder(subject: str, asked: Asked) -> Findings:
     config = config_of(asked.overrides, data={"source": asked.against, "resolution": FOLDER_RESOLUTION}).data
     captions = None if scorer is None else captions_of(folder, paths, column=config.caption_column)
     catalogue = _measurable(open_catalogue(config, captioned=scorer is not None), config)
-    sizes = [*sizes_of(paths), *((width, height) for height, width in catalogue.sizes)]
-    fit, side = fit_for(sizes), config.resolution
+    own, side = list(sizes_of(paths)), config.resolution
+    for path, (width, height) in zip(paths, own, strict=True):
+        if not measurable((width, height), side):
+            raise ValueError(
+                f"picture {str(path)!r} must have 8 x 8 pixels to measure, the longer side shrunk to {side}, "
+                f"got {width} x {height}"
+            )
+    fit = fit_for([*own, *((width, height) for height, width in catalogue.sizes)])
     known = Fitted(catalogue.image, len(catalogue), fit, side)
     pictures = Fitted(lambda i: open_upright(paths[i], backdrop=config.backdrop), len(paths), fit, side)
     limits = calibrate(
@@ -176,10 +185,13 @@ def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
     from ..train.prepare import encode_part, latents_folder, split_catalogue
 
     pipeline = to_draw(load_pipeline(subject), best_device())
+    pipeline.safety_checker = None  # a picture it blackens says nothing about the brand
+    of_run = _settings_of_run(subject, asked.against)
     config = config_of(
         asked.overrides,
-        data={"source": asked.against, **framing_of(pipeline)},
-        model=condition_of(pipeline),
+        data={**of_run.get("data", {}), "source": asked.against, **framing_of(pipeline)},
+        model=condition_of(pipeline) | of_run.get("model", {}),
+        run=of_run.get("run", {}),
     )
     catalogues = split_catalogue(config)
     if not config.data.class_prefixes and (start := pipeline.start_distribution):
@@ -207,6 +219,23 @@ def _audit_checkpoint(subject: str, asked: Asked) -> Findings:
         **_left_out(parts[0].catalogue),
     }
     return Findings(audited, examples, facts)
+
+
+def _settings_of_run(subject: str, against: str) -> dict[str, dict[str, Any]]:
+    """What the run that made a checkpoint says of this catalogue, so that what it held out is held out again;
+    empty for another catalogue, and for a checkpoint of no run."""
+    file = Path(subject).with_name("config.yaml")
+    if Path(subject).name != "model" or not file.is_file():
+        return {}
+    told = load_config(str(file)).to_dict()
+    data, controlnet = told["data"], told["model"]["controlnet"]
+    if Path(data["source"]).absolute() != Path(against).absolute():
+        return {}
+    return {
+        "data": {key: value for key, value in data.items() if key not in ("source", "cache_dir")},
+        "model": {"controlnet": controlnet} if controlnet else {},
+        "run": {"seed": told["run"]["seed"]},
+    }
 
 
 def _measurable(catalogue: Catalogue, config: DataConfig) -> Catalogue:

@@ -137,6 +137,7 @@ def _models(*names: str) -> dict[str, Any]:
     for name, pipeline in models.items():
         if hasattr(pipeline, "controlnet"):
             raise ValueError(f"checkpoint must be one without a ControlNet, got {name}")
+        pipeline.safety_checker = None  # two black pictures are no same picture
     return models
 
 
@@ -277,7 +278,7 @@ def _asked(pipeline: Any, name: str, shown: Shown | None, *, prompts: Path | Non
         classes = [picture.class_name for picture in taught.pictures]
         found = list(dict.fromkeys(map(Asked, taught.captions, classes)))
     elif prefixes:
-        found = [Asked(prefix, class_name) for class_name, prefix in prefixes.items()]
+        found = [Asked(prefix or f"a {class_name}", class_name) for class_name, prefix in prefixes.items()]
     else:
         raise ValueError(f"prompts must come by --prompts or --catalogue for {name}, got neither")
     # all of them evenly, and again from the beginning where there are fewer

@@ -226,7 +226,8 @@ def _class(source: Source) -> str | None:
 def _prompt(source: Source) -> str:
     name = _class(source)
     start = source.pipeline.start_distribution
-    return (start.config["caption_prefixes"] or {}).get(name, f"a {name}") if name else "a product"
+    prefixes = (start.config["caption_prefixes"] if start else None) or {}
+    return prefixes.get(name) or f"a {name or 'product'}"
 
 
 def _make_repository(repository: str, *, private: bool) -> None:

@@ -85,15 +85,13 @@ def _fit(what: str, *, into: str | None, output: Path, overrides: list[str], con
     from ..train.prepare import latents_folder, prepare, split_catalogue
     from ..train.start import offset_start
 
-    if into is None and config is not None:
-        pipeline = load_base(config.model)
-    else:
-        base = into or config_of(overrides).model.base
-        pipeline = load_pipeline(resolve_base(base), plain=into is None)
-        if config is None:
-            config = _config_for(pipeline, what, base=base, trained=into is None, overrides=overrides)
-        else:
-            config = _untrained(config, pipeline, base=base)
+    model = config_of(overrides, data={"source": what}).model if config is None else config.model
+    pipeline = load_base(model) if into is None else load_pipeline(resolve_base(into))
+    if config is None:
+        base, trained = into or model.base, into is None
+        config = _config_for(pipeline, what, base=base, trained=trained, overrides=overrides)
+    elif into is not None:
+        config = _untrained(config, pipeline, base=into)
     processes = processes_of(start_accelerator(config))
     console.quiet = not processes.is_main
     parts = split_catalogue(config, processes=processes)
@@ -236,6 +234,7 @@ def _attach(fitted: _Fitted, folder: Path, *, into: str, console: Console) -> No
     limits = fix_limits(prepared.train, pipeline.vae)
     pipeline.set_start_distribution(prepared.start_distribution)
     pipeline.save_pretrained(folder)
+    pipeline.safety_checker = None  # a picture it blackens says nothing about the brand
     _write(fitted, folder / "fit", title=Path(into).stem, console=console)
     reports, how = {}, prepared.start_distribution.default_start
     with console.status("audit: drawing pictures"):

@@ -81,6 +81,12 @@ def new_folder_beside(output: Path) -> Path:
     return beside
 
 
+def _opened(file: Path) -> Image.Image:
+    """A picture in memory, its file closed: a system opens some hundreds at a time."""
+    with Image.open(file) as picture:
+        return picture.convert("RGB")
+
+
 def finish(beside: Path, output: Path, recipes: Sequence[Recipe], *, columns: int, title: str) -> None:
     """Adds the list of recipes and the contact sheet to the pictures, and puts all in its place."""
     rows = [{"file": file_name(i), **recipe} for i, recipe in enumerate(recipes)]
@@ -88,7 +94,7 @@ def finish(beside: Path, output: Path, recipes: Sequence[Recipe], *, columns: in
     shown = min(len(recipes), MOST_ON_SHEET)
     if shown < len(recipes):
         title += f" (the first {shown} of {len(recipes)})"
-    pictures = [Image.open(beside / file_name(i)) for i in range(shown)]
+    pictures = [_opened(beside / file_name(i)) for i in range(shown)]
     captions = [recipe["prompt"] for recipe in recipes[:shown]]
     sheet = contact_sheet(pictures, captions=captions, columns=columns, title=title)
     sheet.save(beside / SHEET, quality=92)

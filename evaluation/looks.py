@@ -15,7 +15,10 @@ from tqdm import tqdm
 from .agreement import Scorer
 from .look.foreground import Look, look
 
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (
+    *(".apng", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
 
 Pictures = str | os.PathLike[str] | Iterable[Image.Image]
 Descriptor = Callable[[Sequence[Image.Image]], Any]  # (N, D) features, rows of length 1

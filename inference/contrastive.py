@@ -1,6 +1,7 @@
 """Contrastive Noise Optimisation: a gallery's noises pushed apart by what the network would make of them."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class ContrastiveNoise:
         if len(eps) < 2:
             return eps
         gain = predict.gain  # type: ignore[attr-defined]
+        if not gain:
+            what = "the network's own output alone, through which no gradient flows"
+            warnings.warn(
+                f"contrastive noise changes nothing here: the first prediction is {what}", stacklevel=2
+            )
+            return eps
         reference: Tensor | None = None
         with torch.enable_grad():
             moved = eps.detach().clone().requires_grad_()

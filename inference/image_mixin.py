@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..pca.rgb import upright
 from .choice import StartChoice, check_choice
 from .fresh_noise import warn_of_fresh_noise
 from .mixin import OffsetPipelineMixin, as_list
@@ -192,12 +193,16 @@ class OffsetInpaintMixin(OffsetFromPictureMixin):
         check_choice(self.start_distribution, choice, latents=None)
         if plain or (self.start_distribution is None and not choice.replaces_noise):
             return self._call_plain(prompt, call)
+        image = _upright(image)
+        call |= {"image": image, "mask_image": _upright(mask_image)}
         call = {"num_inference_steps": 50, "strength": 1.0, **call, **self._size_for(image, call)}
         begin = self._begin_index(call)
         starts = choice.chooses_start or (choice.needs_statistics and self._in_range(begin, call))
         at_picture = begin > 0 and not starts
         if at_picture and noise is None:
-            return self._call_plain(prompt, call)
+            prompts = as_list(prompt, call.get("prompt_embeds"))
+            pictures = len(prompts) * call.get("num_images_per_prompt", 1)
+            return self._call_plain(prompt, call | _one_each(call, pictures))
         crop = call.get("padding_mask_crop")
         if starts and crop is not None:
             raise ValueError(
@@ -247,6 +252,13 @@ def _check_noise(noise: Initializer) -> None:
             f"noise must be drawn without the network where a picture is given, got {type(noise).__name__}, "
             "which looks at first predictions from noise alone"
         )
+
+
+def _upright(given: Any) -> Any:
+    """PIL pictures turned as their EXIF blocks say, which diffusers does not read; anything else as it is."""
+    if isinstance(given, list):
+        return [_upright(one) for one in given]
+    return upright(given) if isinstance(given, Image.Image) else given
 
 
 def _nearest(sizes: Sequence[tuple[int, int]], picture: Image.Image) -> tuple[int, int]:

@@ -96,7 +96,8 @@ class OffsetPipelineMixin(StartComponent):
         if hasattr(choice.noise, "refine"):
             call = {"num_images_per_prompt": per_prompt, "prompt_embeds": prompt_embeds, **schedule, **size}
             call |= {"num_inference_steps": num_inference_steps, **others}
-            asked = [prompt] if isinstance(prompt, str) else [text and [text] for text in prompts]
+            texts = [None if text is None else [text] for text in prompts]
+            asked = [prompt] if isinstance(prompt, str) else texts
             eps = self._refined(asked, choice.noise, x_start, eps, call)
         latents = self._start_latents(x_start, eps, num_inference_steps, **schedule)
         return {**size, "latents": latents}

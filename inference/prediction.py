@@ -40,6 +40,7 @@ class FirstPrediction:
         latents = start_latents(own, self.steps, self.x_start, eps.detach(), **self.schedule)
         seen: list[Tensor] = []
         scheduler = copy.deepcopy(own)
+        vars(scheduler).pop("step", None)  # one put there to look on would step, and look on, elsewhere
         plain_step = scheduler.step
 
         # pipelines read the names of its arguments off the function they call
@@ -96,9 +97,11 @@ def gain_at(scheduler: Any, t_0: Tensor) -> float:
     """d x_0 / d eps at the first step of a scheduler made by `at_first_step`, its output held fixed."""
     if is_flow(scheduler):
         return float(scheduler.sigmas[0])
-    a = signal_power(scheduler, t_0)
-    direct = {"epsilon": 1 / math.sqrt(a), "v_prediction": math.sqrt(a), "sample": 0.0}
-    kind = scheduler.config.prediction_type
-    if kind not in direct:
-        raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")
-    return direct[kind] * math.sqrt(1 - a)
+    a, kind = signal_power(scheduler, t_0), scheduler.config.prediction_type
+    if kind == "epsilon":
+        return math.sqrt((1 - a) / a)
+    if kind == "v_prediction":  # also where the schedule ends at pure noise: 0
+        return math.sqrt(a * (1 - a))
+    if kind == "sample":
+        return 0.0
+    raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {kind!r}")

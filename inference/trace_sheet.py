@@ -39,6 +39,7 @@ def trace_sheet(pipeline: Any, traces: Mapping[str, Sequence[TraceStep]], *, tit
     width = 2 * MARGIN + LABEL + len(steps) * (tile[0] + GAP // 2)
     sheet = Image.new("RGB", (max(width, 640), top + len(traces) * trace_height), PAPER)
     draw = ImageDraw.Draw(sheet)
+    title = " ".join(title.split())  # one line
     while title and draw.textlength(title, font=large) > sheet.width - 2 * MARGIN:
         title = f"{title[:-2]}…"
     draw.text((MARGIN, MARGIN - 6), title, INK, font=large)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...pca.fingerprint import COMPARED, TOLERANCE, vae_fingerprint
 from ..size import picture_size
 from ..start import at_first_step
+from ..tickets.guidance import is_guided
 from .step import check_scheduler
 
 PARTS = ("vae", "unet", "scheduler")
@@ -37,6 +38,13 @@ def check_pipelines(pipelines: Sequence[Any]) -> None:
         if ours != theirs:
             raise ValueError(f"UNet in_channels of model {i} must be {ours} as of model 1, got {theirs}")
     _check_vaes([pipeline.vae for pipeline in pipelines])
+
+
+def check_unguided(pipelines: Sequence[Any]) -> None:
+    """Raises ValueError on a pipeline that a layout guides: it reads its step off that one's own calls."""
+    for i, pipeline in enumerate(pipelines, 1):
+        if is_guided(pipeline):
+            raise ValueError(f"pipeline of model {i} must be without Soft or Paint while it is aggregated")
 
 
 def check_schedules(pipelines: Sequence[Any], calls: Sequence[Mapping[str, Any]], steps: int) -> list[Any]:

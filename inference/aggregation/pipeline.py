@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..noise import Generators, Initializer
-from .checks import check_arguments, check_pipelines, check_schedules, size_of
+from .checks import check_arguments, check_pipelines, check_schedules, check_unguided, size_of
 from .member import DrawnOnce, Member
 from .paused_call import PausedCall
 from .step import PAPER, check_step_sizes, check_weights, combine, correct
@@ -95,8 +95,10 @@ class AggregatedPipeline:
             from torch's own generator.
         noise: an initializer, asked once for all models, through the first one's network if it refines.
         Raises ValueError on calls that do not fit the pipelines, on schedulers that differ in noise or
-        timesteps, on more aggregated than sampled steps; and whatever a pipeline raises, which ends them all.
+        timesteps, on more aggregated than sampled steps, on a pipeline that a layout guides; and whatever a
+        pipeline raises, which ends them all.
         """
+        check_unguided(self.pipelines)
         if generator is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
         drawn = None if noise is None else DrawnOnce(noise)

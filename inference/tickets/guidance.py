@@ -18,6 +18,8 @@ from .concept_tokens import concept_positions
 from .first_pass import expanded, plain_unet
 from .layouts import Box, Layout
 
+LEAST_SIGNAL = 2**-24  # of a schedule that ends at zero SNR, as diffusers' sigma-based schedulers floor it
+
 Strength = Callable[[Any, int, float], float]
 Mask = Callable[[Box, int, int], Tensor]
 
@@ -111,8 +113,14 @@ def noise_deviation(scheduler: Any, index: int, timestep: float) -> float:
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None:
         return float(sigmas[index])
-    a = float(scheduler.alphas_cumprod[int(timestep)])
+    a = max(float(scheduler.alphas_cumprod[int(timestep)]), LEAST_SIGNAL)
     return math.sqrt((1 - a) / a)
+
+
+def is_guided(pipeline: Any) -> bool:
+    """Whether a layout guides the pipeline's UNet at this moment."""
+    hooks = plain_unet(pipeline)._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), _Guidance) for hook in hooks)
 
 
 @contextmanager

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from onbrand.__main__ import app
+from onbrand.commands.audit import _settings_of_run
 from onbrand.commands.folders import Fitted, captions_of, pictures_of, sizes_of
 from onbrand.commands.judges import load_descriptor
 from onbrand.evaluation import similarity
 from onbrand.inference import generate, load_pipeline
 from onbrand.pca import StartDistribution
+from onbrand.train.stage import start_run
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
@@ -282,7 +284,7 @@ def test_an_empty_folder_and_a_file_that_is_no_picture_are_named(catalogue, fold
         invoke(folder, *arguments)
     Image.new("RGB", (80, 80)).resize((4, 4)).save(folder / "ü 日本.png")
     (folder / "ü 日本.tif").unlink()
-    with pytest.raises(ValueError, match=r"images, ü 日本\.png: image must be at least 8 x 8 pixels"):
+    with pytest.raises(ValueError, match=r"ü 日本\.png' must have 8 x 8 pixels to measure"):
         invoke(folder, *arguments)
 
 
@@ -305,6 +307,40 @@ def test_pictures_of_the_catalogue_too_small_to_measure_are_left_out(catalogue, 
         path.unlink()
     with pytest.raises(ValueError, match="must hold a usable picture, got 2 unusable ones"):
         invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")
+
+
+@pytest.mark.parametrize("size", [(600, 1), (4, 4), (400, 11)])
+def test_a_picture_too_small_to_measure_is_named(catalogue, folder, tmp_path, size) -> None:
+    Image.new("RGB", size).save(folder / "line.gif")
+    with pytest.raises(ValueError, match=rf"line.gif' must have 8 x 8 .*, got {size[0]} x {size[1]}"):
+        invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")
+
+
+def test_pictures_as_browsers_save_them_are_judged(catalogue, folder, tmp_path) -> None:
+    (folder / NAMES[0]).rename(folder / "saved.jfif")
+    invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text())["n"] == 3
+
+
+def test_a_run_that_is_not_finished_is_no_folder_of_pictures(catalogue, folder, tmp_path) -> None:
+    for name in ("config.yaml", "inputs.json"):
+        (folder / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"run must be finished: .*model must exist"):
+        invoke(folder, "--against", catalogue, "-o", tmp_path / "audit")
+
+
+def test_a_run_is_judged_by_what_it_held_out(make_config, tmp_path) -> None:
+    """Settings of its own, for the catalogue that it was trained on alone."""
+    config = make_config(run__seed=7, data__held_out=0.2, data__studio__pictures=50)
+    start_run(config)
+    model, source = str(Path(config.run.dir) / "model"), config.data.source
+    known = _settings_of_run(model, source)
+    assert known["run"] == {"seed": 7}
+    assert (known["data"]["held_out"], known["data"]["studio"]["pictures"]) == (0.2, 50)
+    assert not {"source", "cache_dir"} & set(known["data"])
+    assert known["model"] == {}
+    assert _settings_of_run(model, "another") == {}
+    assert _settings_of_run(str(tmp_path / "model"), source) == {}
 
 
 def test_an_output_that_is_a_file_is_refused_before_anything_is_measured(tmp_path) -> None:

@@ -122,6 +122,8 @@ def test_a_catalogue_is_framed_and_captioned_as_the_model_was_taught(tiny, tmp_p
         assert np.array_equal(shown[name].image(0), taught)
     asked = _asked(models["crop"], "crop", shown["crop"], prompts=None, count=2)
     assert asked == [("our mug, a red mug", "mug"), ("a red shoe", "shoe")]
+    asked = _asked(models["crop"], "crop", None, prompts=None, count=2)
+    assert asked == [("our mug", "mug"), ("a shoe", "shoe")]
 
 
 def test_prompts_of_classes_that_a_model_lacks_are_refused_before_any_is_drawn(tiny) -> None:

@@ -14,6 +14,7 @@ import yaml
 from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from onbrand.__main__ import app
+from onbrand.commands.export import _prompt
 from onbrand.commands.export_source import find_place, open_source, possible_kinds, stored_precision
 from onbrand.configs import Config
 from onbrand.export import lora, reload
@@ -110,6 +111,16 @@ def test_a_run_in_every_form(lora_run: Path, make_config: MakeConfig) -> None:
     for number, picture in enumerate(drawn):
         shown = Image.open(lora_run / "samples" / "growth" / f"2_{number}.png")
         assert np.abs(np.asarray(picture, int) - np.asarray(shown, int)).max() <= 1
+
+
+def test_the_proof_is_drawn_from_words(checkpoint: Path) -> None:
+    """An empty prompt is the negative one too, and no text encoder could be told from another by it."""
+    source = open_source(find_place(str(checkpoint)))
+    assert _prompt(source) == "a mug"
+    source.pipeline.start_distribution.register_to_config(caption_prefixes={"mug": "", "shoe": "our shoe"})
+    assert _prompt(source) == "a mug"
+    source.pipeline.start_distribution.register_to_config(caption_prefixes={"mug": "our mug", "shoe": ""})
+    assert _prompt(source) == "our mug"
 
 
 def test_an_export_that_draws_another_picture_is_not_kept(lora_run: Path, monkeypatch) -> None:

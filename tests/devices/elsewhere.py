@@ -1,7 +1,8 @@
 """A second device that computes with the CPU's own kernels, so that every value is the same to the bit.
 
 As on an accelerator its tensors meet none of the CPU's, numpy reads none of them, and a draw of its own
-generator is not the CPU's. Importing this module makes it torch's accelerator for the rest of the process.
+generator is not the CPU's; as on some it has no float64. Importing this module makes it torch's accelerator
+for the rest of the process.
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     def place(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not goes_there:
             return value
+        if value.dtype == torch.float64:
+            raise TypeError(f"{NAME} must be without float64, as not every accelerator has it, got {func}")
         return there.get(id(value)) if id(value) in there else Elsewhere(value)
 
     return tree_map(place, result)

@@ -36,6 +36,7 @@ with elsewhere.Computing():
         lambda: there.numpy(),
         lambda: torch.randn(3, device="elsewhere"),
         lambda: torch.nn.Linear(3, 1)(there),
+        lambda: there.double(),
     ):
         try:
             wrong()
@@ -45,4 +46,4 @@ with elsewhere.Computing():
 print(len(refused), [value.tolist() for value in right])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.stdout.strip() == "5 [[3.0, 3.0, 3.0], [1.0], [1.0, 1.0, 1.0]]", ended.stderr
+    assert ended.stdout.strip() == "6 [[3.0, 3.0, 3.0], [1.0], [1.0, 1.0, 1.0]]", ended.stderr

@@ -95,6 +95,24 @@ def test_the_inner_noise_is_refined_first(generator):
     assert torch.equal(both, ContrastiveNoise(Independent(), width=8).refine(eps + 1, Linear()))
 
 
+def test_a_prediction_that_does_not_move_with_the_noise_is_told(generator):
+    eps = torch.randn(3, 4, 8, 8, generator=generator)
+    still = Linear(gain=0.0)
+    with pytest.warns(UserWarning, match="contrastive noise changes nothing here"):
+        assert ContrastiveNoise(Independent()).refine(eps, still) is eps
+    assert still.calls == 0
+
+
+@pytest.mark.parametrize("prompts", [["", "a mug"], ["a mug", ""]])
+def test_an_empty_prompt_beside_negative_ones(tiny, prompts):
+    pipe = OffsetStableDiffusionPipeline(**tiny.make_components())
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "num_images_per_prompt": 2, "output_type": "latent"}
+    noise = ContrastiveNoise(Independent(), steps=1)
+    both = pipe(prompts, negative_prompt=["dark", "small"], noise=noise, generator=seeded(), **call).images
+    assert both.shape[0] == 4
+
+
 def test_through_a_pipeline(tiny):
     pipe = OffsetStableDiffusionPipeline(**tiny.make_components())
     pipe.set_progress_bar_config(disable=True)

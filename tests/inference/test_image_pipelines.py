@@ -6,7 +6,7 @@ import pytest
 import torch
 from onbrand import inference
 from onbrand.pca import StartDistribution, vae_fingerprint
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 STEPS, OFFSET_FROM = 20, 941
 NAMES = {"sd": "StableDiffusion", "xl": "StableDiffusionXL"}
@@ -316,15 +316,24 @@ def test_a_unet_made_for_inpainting(make, parts, reached, distribution, strength
     assert np.isfinite(final(pipe, "a mug", PICTURES[0], HOLE, strength=strength)).all()
 
 
-def test_each_prompts_picture_and_mask_stay_with_its_pictures(make, parts):
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_each_prompts_picture_and_mask_stay_with_its_pictures(make, parts, strength):
     other = HOLE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    call = {"num_images_per_prompt": 2, "output_type": "latent"}
+    call = {"num_images_per_prompt": 2, "output_type": "latent", "strength": strength}
     painted = final(make("Inpaint"), PROMPTS, PICTURES, [HOLE, other], **call)
     x = encoded(parts["vae"], *PICTURES).repeat_interleave(2, dim=0)
     left, right = torch.tensor(painted[:2, ..., :4]), torch.tensor(painted[2:, ..., 4:])
     torch.testing.assert_close(left, x[:2, ..., :4], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(right, x[2:, ..., 4:], rtol=1e-3, atol=1e-3)
     assert not np.allclose(painted[0], painted[1], atol=0.1)
+
+
+def test_a_photo_that_lies_on_its_side_is_turned(make):
+    lying = Image.linear_gradient("L").convert("RGB").resize((48, 32))
+    lying.getexif()[ExifTags.Base.Orientation] = 6
+    upright = ImageOps.exif_transpose(lying)
+    turned = [final(make("Inpaint"), "a mug, red", image, HOLE) for image in (lying, upright)]
+    np.testing.assert_array_equal(*turned)
 
 
 @pytest.mark.parametrize(

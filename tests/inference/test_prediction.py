@@ -138,6 +138,14 @@ def test_the_gain_is_the_formulas_derivative(tiny, kind):
     torch.testing.assert_close((x_0[1] - x_0[0]) / h, torch.full_like(eps, gain_at(scheduler, t_0)))
 
 
+def test_a_schedule_that_ends_at_pure_noise_has_no_gain(tiny):
+    config = tiny.make_scheduler(prediction_type="v_prediction").config
+    scheduler = DDIMScheduler.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler, t_0 = at_first_step(scheduler, STEPS)
+    assert scheduler.alphas_cumprod[int(t_0)] == 0
+    assert gain_at(scheduler, t_0) == 0
+
+
 def test_a_prediction_type_without_a_formula_is_refused(tiny):
     scheduler, t_0 = at_first_step(DDIMScheduler(prediction_type="score"), STEPS)
     with pytest.raises(ValueError, match="prediction_type must be epsilon, v_prediction or sample, got 'sc"):

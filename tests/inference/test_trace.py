@@ -15,6 +15,8 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from onbrand.inference import OffsetStableDiffusionPipeline
+from onbrand.inference.contrastive import ContrastiveNoise
+from onbrand.inference.couplings import Independent
 from onbrand.inference.generate import build_sampler, generate
 from onbrand.inference.prediction import predicted_x_0
 from onbrand.inference.sampler_names import SHORT_NAMES, familiar_name, find_sampler
@@ -162,6 +164,23 @@ def test_what_cannot_be_traced_is_refused():
     del odd.alphas_cumprod
     with pytest.raises(ValueError, match=r"scheduler must be one that noises as .*, got Odd"):
         predicted_x_0(odd, latents, 1, latents, index=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpm++"])
+def test_what_an_initializer_looks_at_is_no_step(pipe, name):
+    scheduler, config = find_sampler(name)
+    how = {"sampler": Sampler(scheduler, 4), "scheduler_config": config, "seed": 0, "class_name": "mug"}
+    noise = ContrastiveNoise(Independent(), steps=2)
+    looked = trace(pipe, "a mug", noise=noise, num_images_per_prompt=2, **how)
+    plain = trace(pipe, "a mug", noise=Independent(), num_images_per_prompt=2, **how)
+    assert [step.timestep for step in looked] == [step.timestep for step in plain]
+    assert not torch.equal(looked[0].x_t, plain[0].x_t)
+
+
+def test_a_title_is_one_line(pipe):
+    step = TraceStep(1.0, torch.zeros(4, 8, 8), torch.zeros(4, 8, 8))
+    sheets = [trace_sheet(pipe, {"one": [step]}, title=title) for title in ("a\n mug", "a mug")]
+    assert np.array_equal(*map(np.asarray, sheets))
 
 
 def test_a_sheet_has_a_column_a_step_up_to_twenty_five(pipe):

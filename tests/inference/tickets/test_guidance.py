@@ -12,6 +12,7 @@ from diffusers import (
 )
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from onbrand.inference import (
+    AggregatedPipeline,
     OffsetStableDiffusionControlNetPipeline,
     OffsetStableDiffusionPipeline,
     OffsetStableDiffusionXLPipeline,
@@ -305,6 +306,21 @@ def test_the_noises_deviation_is_that_of_the_schedule(tiny, kind):
         a = float(scheduler.alphas_cumprod[int(timestep)])
         expected = math.sqrt((1 - a) / a)
         assert noise_deviation(scheduler, index, float(timestep)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_deviation_is_finite_where_nothing_is_left_of_the_picture(tiny):
+    config = tiny.make_scheduler(prediction_type="v_prediction").config
+    scheduler = DDIMScheduler.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    scheduler.set_timesteps(5)
+    assert noise_deviation(scheduler, 0, 999.0) == pytest.approx(4096, rel=1e-3)
+
+
+def test_an_aggregate_of_a_guided_model_is_refused(pipe, tiny):
+    both = AggregatedPipeline([pipe, make_pipe(tiny)], 0.5, steps=1)
+    layout = Layout((("mug", (0, 0, 0.5, 1)),))
+    with Soft(layout).on(pipe, "a mug"), pytest.raises(ValueError, match="model 1 must be without Soft or P"):
+        both("a mug", num_inference_steps=2)
+    assert both("a mug", num_inference_steps=2).images
 
 
 def test_flow_matching_has_its_own_deviation():
