@@ -119,7 +119,7 @@ def weights_digest(pipeline: Any) -> str:
         if isinstance(part, torch.nn.Module) and not isinstance(part, StartDistribution):
             for key, tensor in part.state_dict().items():
                 flat = tensor.flatten()
-                ends = torch.cat([flat[:64], flat[-64:]]).double().cpu()
+                ends = torch.cat([flat[:64], flat[-64:]]).cpu().double()
                 digest.update(f"{name}.{key} {tuple(tensor.shape)}".encode() + ends.numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
 from ..pca import StartDistribution
+from ..pca.float64 import float64_device
 from ..pca.offset import PREDICTION_TYPES
 
 CHUNK = 64  # pictures compared at a time: 8 MiB in float64 at 4 x 64 x 64
@@ -27,7 +28,9 @@ def optimal_x_0(
     start: StartDistribution | None = None,
     class_id: int | None = None,
 ) -> Tensor:
-    """E[x_0 | x] (B, C, H, W), float64, where x_0 is one of these pictures, each as likely.
+    """E[x_0 | x] (B, C, H, W), where x_0 is one of these pictures, each as likely.
+
+    float64, on x's device, or on the CPU where that has none.
 
     x: (B, C, H, W) noisy latents; alpha_bar: the power a of x_0 in them; latents_batches, read once: batches
     of scaled latents (n, C, H, W) and their class_ids (n,), with text_embeds (n, E) for a third where start
@@ -41,7 +44,8 @@ def optimal_x_0(
     if not 0 <= alpha_bar < 1:
         raise ValueError(f"alpha_bar must be in [0, 1), got {alpha_bar}")
     with torch.no_grad():
-        seen = x.to(torch.float64).flatten(1)
+        x = x.to(float64_device(x.device), torch.float64)
+        seen = x.flatten(1)
         highest = seen.new_full((len(seen), 1), -math.inf)
         total, weighted = torch.zeros_like(highest), torch.zeros_like(seen)
         for latents, shown in _pictures(latents_batches, x, start=start, class_id=class_id):
@@ -72,7 +76,7 @@ def optimal_eps(
     Arguments and Raises: as `optimal_x_0`. Source: METHODS 6, "the best denoiser".
     """
     x_0 = optimal_x_0(x, latents_batches, alpha_bar, start=start, class_id=class_id)
-    return (x.detach().to(torch.float64) - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
+    return (x.detach().to(x_0) - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5
 
 
 class OptimalDenoiser(nn.Module):
@@ -144,7 +148,7 @@ class OptimalDenoiser(nn.Module):
         output = torch.empty_like(sample)
         for t in told.unique().tolist():
             rows = (told == t).nonzero()[:, 0].to(sample.device)
-            output[rows] = self._predict(sample[rows].detach(), t).to(sample.dtype)
+            output[rows] = self._predict(sample[rows].detach(), t).to(sample)
         return UNet2DConditionOutput(sample=output) if return_dict else (output,)
 
     def _predict(self, x: Tensor, timestep: float) -> Tensor:
@@ -154,7 +158,7 @@ class OptimalDenoiser(nn.Module):
         offset = self.start is not None and timestep >= self.start.offset_from
         start = self.start if offset else None
         x_0 = optimal_x_0(x, self.latents_batches, a, start=start, class_id=self.class_id)
-        eps = (x.double() - a**0.5 * x_0) / (1 - a) ** 0.5
+        eps = (x.to(x_0) - a**0.5 * x_0) / (1 - a) ** 0.5
         if self.prediction_type == "epsilon":
             return eps
         return x_0 if self.prediction_type == "sample" else a**0.5 * eps - (1 - a) ** 0.5 * x_0

@@ -64,7 +64,7 @@ def noise_plane(
         rows = describe(draw(eps))
         if rows.ndim != 2 or len(rows) != len(eps):
             raise ValueError(f"features must be of shape ({len(eps)}, D), got {tuple(rows.shape)}")
-        found.append(torch.nn.functional.normalize(rows.double().cpu(), dim=1))
+        found.append(torch.nn.functional.normalize(rows.cpu().double(), dim=1))
         advance(len(eps))
     features = torch.cat(found)
     scores, nearest = (features[3:] @ features[:3].T).max(dim=1)

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .float64 import float64_device
 from .tensor_file import write_tensors
 
 Batch = tuple[Tensor, Tensor]
@@ -80,9 +81,7 @@ class Pictures:
         name_of: Callable[[int], str] | None,
     ) -> None:
         self.class_names = class_names
-        self.device = torch.device(device)
-        if self.device.type == "mps":  # which has no float64
-            self.device = torch.device("cpu")
+        self.device = float64_device(device)
         self.shape = torch.Size()
         self._source: Any = _as_batches(latents, class_ids)
         self._name_of = name_of

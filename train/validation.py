@@ -73,7 +73,7 @@ class Validation:
                 sums[0].index_put_(where, per_sample, accumulate=True)
                 sums[1].index_put_(where, torch.ones_like(per_sample), accumulate=True)
         # float32 on the wire: not every device has float64
-        sums = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").double().cpu()
+        sums = accelerator.reduce(sums.float().to(accelerator.device), reduction="sum").cpu().double()
         return self._means(sums, names)
 
     def _means(self, sums: Tensor, names: list[str]) -> dict[str, float]:
