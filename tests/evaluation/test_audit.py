@@ -203,7 +203,7 @@ def test_no_pictures_are_refused(tmp_path, limits, draw):
         audit([], limits)
     with pytest.raises(ValueError, match="reference must be at least one picture, got none"):
         audit([draw()], [])
-    with pytest.raises(ValueError, match=r"folder must hold pictures \(\.bmp .*\), got none in '.*'"):
+    with pytest.raises(ValueError, match=r"folder must hold pictures \(\.apng .*\), got none in '.*'"):
         audit(tmp_path, limits)
     with pytest.raises(ValueError, match=r"must be a list of PIL images or an existing folder, got '.*gone'"):
         audit(tmp_path / "gone", limits)
